@@ -1,0 +1,86 @@
+"""Files that are there completely or not at all, and one-line errors when they cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STALE_SECONDS = 2 * 24 * 3600  # leftovers of killed runs older than this are removed
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+@contextmanager
+def explained(folder: Path, errors: tuple[int, ...] = DENIED) -> Iterator[None]:
+    """Turn an OSError about writing into one line that names the folder and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in errors:
+            raise
+        remedy = "free some space" if error.errno in FULL else "make it writable"
+        reason = (
+            f"folder {folder} cannot be written ({os.strerror(error.errno)}); {remedy} or choose another results=DIR"
+        )
+        raise OSError(reason) from error  # no errno: its "[Errno 28]" would lead the line
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def work_path(path: Path) -> Path:
+    """A name beside ``path`` that no other process and no reader uses; stale ones of killed processes are removed."""
+    for old in path.parent.glob(f".{path.name}.*.tmp"):
+        try:
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        except OSError:  # another process removed it first
+            continue
+    return path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file to write; on success it takes the place of ``path`` in one move, on failure nothing changes.
+
+    Raises:
+        OSError: the folder is not writable or the disk is full.
+    """
+    path = Path(path)
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = work_path(path)
+        try:
+            yield work
+            fsync(work)
+            work.replace(path)
+            fsync(path.parent)
+        finally:
+            work.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> Path:
+    """The folder, created and proven writable before any work is done.
+
+    Raises:
+        OSError: it cannot be created or written; one line says why and what to do.
+    """
+    folder = Path(folder)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = work_path(folder / "probe")
+        probe.write_bytes(b"")
+        probe.unlink()
+    return folder

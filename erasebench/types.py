@@ -1,0 +1,223 @@
+"""The words of the benchmark as types: concepts, prompts, image sets, scores, and the four protocols.
+
+Everything is a frozen dataclass built from keywords; nothing here imports torch, so a report can read results on
+any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import StableDiffusionPipeline as Pipeline
+    from PIL import Image
+else:
+    Pipeline = Any
+
+Kind = Literal["object", "style", "unsafe", "identity"]
+Group = Literal["target", "paraphrase", "neighbour", "unrelated", "coco", "attack"]
+Access = Literal["none", "text_encoder", "model"]
+Strength = Literal["text", "embedding", "latent", "weights"]
+Status = Literal["ok", "nan", "constant", "error"]
+
+ERASED_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "attack")  # groups that ask for the erased concept
+KEPT_GROUPS: tuple[Group, ...] = ("neighbour", "unrelated", "coco")  # groups whose concept should survive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """What is erased.
+
+    Args:
+        name: the plain word, e.g. ``cat``; also the yaml stem and the value in every table.
+        kind: object, style, unsafe or identity.
+        phrases: texts that name the concept, the name first, then synonyms; at least one.
+        anchor: what the concept is mapped to; ``""`` is the unconditional text.
+        neighbours: relation (visual, artistic, subset_superset, binomial, unrelated) -> concept names.
+        preserve: further texts a method is told to keep.
+
+    Raises:
+        ValueError: no phrase, an unknown kind, or an anchor equal to the concept.
+
+    >>> Concept(name="cat", kind="object", phrases=["cat", "kitty"], anchor="dog").phrases
+    ('cat', 'kitty')
+    """
+
+    name: str
+    kind: Kind = "object"
+    phrases: tuple[str, ...] = ()
+    anchor: str = ""
+    neighbours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    preserve: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phrases", tuple(self.phrases))
+        object.__setattr__(self, "preserve", tuple(self.preserve))
+        object.__setattr__(self, "neighbours", {k: tuple(v) for k, v in self.neighbours.items()})
+        if self.kind not in ("object", "style", "unsafe", "identity"):
+            raise ValueError(
+                f"concept {self.name!r}: kind must be object, style, unsafe or identity; got {self.kind!r}"
+            )
+        if not self.phrases or not all(p.strip() for p in self.phrases):
+            raise ValueError(f"concept {self.name!r} needs at least one non-empty phrase; add phrases: [{self.name}]")
+        if self.anchor.strip().lower() in {p.strip().lower() for p in self.phrases}:
+            raise ValueError(
+                f"concept {self.name!r}: anchor {self.anchor!r} is the concept itself; choose another text"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One text to draw, with everything its noise and its score depend on.
+
+    Args:
+        id: stable and unique in its set.
+        text: what is given to the tokenizer.
+        seed: with the id's set, fixes the initial noise; integer >= 0.
+        guidance_scale: classifier-free guidance weight, or None for the model's default.
+        group: target, paraphrase, neighbour, unrelated, coco or attack.
+        concept: the concept the text depicts (for group attack: the one it tries to bring back); "" if none.
+        relation: for neighbours, how they relate to the target (visual, binomial, ...).
+        source_id: id of the prompt an attack started from.
+        embeds: prompt embeddings [tokens, width] float32 for attacks stronger than text, or None.
+        info: what an attack reports of this prompt (budget, queries, retokenised_equal), JSON values.
+    """
+
+    id: str
+    text: str
+    seed: int = 0
+    guidance_scale: float | None = None
+    group: Group = "target"
+    concept: str = ""
+    relation: str = ""
+    source_id: str = ""
+    embeds: np.ndarray | None = field(default=None, compare=False, repr=False)
+    info: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def digest(self) -> str:
+        """Hash of all that decides the image: text, seed, guidance and embeddings (not the group)."""
+        parts = json.dumps([self.text, self.seed, self.guidance_scale]).encode()
+        if self.embeds is not None:
+            parts += self.embeds.tobytes()
+        return hashlib.sha256(parts).hexdigest()[:16]
+
+    def with_(self, **changes: Any) -> Prompt:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Committed images of one model for some prompts, read lazily from Parquet shards.
+
+    Args:
+        key: content hash of everything the images depend on; equal keys mean equal images.
+        folder: where the shards lie (columns digest, status, png).
+        prompts: the prompts drawn, in order.
+    """
+
+    key: str
+    folder: Path
+    prompts: tuple[Prompt, ...]
+
+    def only(self, groups: Sequence[str]) -> ImageSet:
+        """The same images, restricted to some prompt groups."""
+        return replace(self, prompts=tuple(p for p in self.prompts if p.group in groups))
+
+    def batches(self, size: int = 64) -> Iterator[list[tuple[Prompt, Image.Image | None, Status]]]:
+        """Prompts with their image (None unless status is ok) in order, ``size`` at a time."""
+        from erasebench.store import read_images
+
+        for start in range(0, len(self.prompts), size):
+            chunk = self.prompts[start : start + size]
+            found = read_images(self.folder, [p.digest() for p in chunk])
+            yield [(p, *found[p.digest()]) for p in chunk]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One measured value; ``value`` is NaN and ``status`` says why when there is none.
+
+    Args:
+        evaluator: module stem of the evaluator.
+        metric: name that carries what the number depends on (model, weights, threshold, colour order).
+        value: the number, or NaN.
+        group: prompt group it belongs to.
+        prompt_id: the prompt, or None for a metric of the whole group.
+        relation: relation of a neighbour prompt, "" otherwise.
+        higher_is_better: direction for this metric in this group; None if it has none.
+        status: ok, nan, constant or error. An error is a status, never a score.
+        low, high: interval for a whole-group metric that brings its own, else None.
+    """
+
+    evaluator: str
+    metric: str
+    value: float
+    group: str
+    prompt_id: str | None = None
+    relation: str = ""
+    higher_is_better: bool | None = None
+    status: Status = "ok"
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A judge's word on one image: is the concept there (top-1), with what probability, and what is seen instead."""
+
+    present: bool
+    score: float
+    label: str
+
+
+class Judge(Protocol):
+    """Says whether a concept is in an image; used by attacks that stop early and by the accuracy evaluators."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the judge and its weights, part of every metric's name."""
+        ...
+
+    def check(self, concepts: Collection[str]) -> None:
+        """Raise a ValueError, before any weight is loaded, for a concept this judge cannot see."""
+        ...
+
+    def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
+        """One verdict per image; ``concepts[i]`` is the concept looked for in ``images[i]``."""
+        ...
+
+
+class Method(Protocol):
+    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched."""
+
+    def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
+
+
+class Attack(Protocol):
+    """A red-team attack: turns prompts of the erased concept into adversarial ones (group ``attack``).
+
+    ``access`` is the threat model printed in every table; an attack that does not look at the erased model
+    (``access != "model"``) is searched once on ``original`` and reused for every method.
+    """
+
+    access: Access
+    strength: Strength
+
+    def attack(
+        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
+    ) -> list[Prompt]: ...
+
+
+class Evaluator(Protocol):
+    """A measurement. ``groups`` are the prompt groups whose images it needs; ``version`` changes with the definition."""
+
+    groups: tuple[str, ...]
+    version: int
+
+    def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

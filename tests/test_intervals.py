@@ -1,0 +1,148 @@
+"""Intervals and tests against scipy, published examples and brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from erasebench.intervals import bootstrap_mean, cluster_bootstrap, mcnemar, newcombe_paired, wilson
+
+quick = settings(deadline=None, max_examples=40)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (10, 10, 0.7225, 1.0000),
+        (0, 10, 0.0000, 0.2775),
+    ],
+)
+def test_wilson_gives_the_published_intervals(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+@quick
+@given(n=st.integers(1, 2000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_equals_scipy(n, share, confidence):
+    successes = round(share * n)
+    ours = wilson(successes, n, confidence)
+    theirs = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert 0 <= ours[0] <= successes / n <= ours[1] <= 1 and ours[0] < ours[1]
+    assert wilson(n - successes, n, confidence) == pytest.approx((1 - ours[1], 1 - ours[0]))
+
+
+def test_nothing_measured_has_no_interval():
+    assert all(
+        math.isnan(x) for x in (*wilson(0, 0), *newcombe_paired(0, 0, 0, 0), *bootstrap_mean([]), *bootstrap_mean([1]))
+    )
+
+
+IMPOSSIBLE = (
+    lambda: wilson(3, 2),
+    lambda: wilson(-1, 2),
+    lambda: wilson(1, 2, 95),
+    lambda: mcnemar(-1, 2),
+    lambda: newcombe_paired(1, -2, 3, 4),
+    lambda: bootstrap_mean([0.0, math.nan]),
+    lambda: cluster_bootstrap([1.0], ["a", "b"]),
+)
+
+
+@pytest.mark.parametrize("call", IMPOSSIBLE)
+def test_impossible_counts_are_refused(call):
+    with pytest.raises(ValueError, match=r"must|got"):
+        call()
+
+
+@quick
+@given(b=st.integers(0, 300), c=st.integers(0, 300))
+def test_mcnemar_equals_the_binomial_test(b, c):
+    expected = stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(b, c) == mcnemar(c, b)
+
+
+def test_mcnemar_gives_published_p_values_and_survives_large_counts():
+    assert mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)  # Bentur et al. 2009 in Fagerland et al. 2013
+    assert mcnemar(59, 6) < 1e-10
+    assert mcnemar(0, 5000) == 0.0 and mcnemar(5000, 5000) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("table", "interval"),
+    [  # both, first, second, neither
+        ((1, 1, 7, 12), (-0.507, -0.026)),  # Bentur et al. 2009, in Fagerland, Lydersen and Laake, Stat. Med. 33 (2014)
+        ((36, 12, 2, 0), (0.0569, 0.3404)),  # Newcombe, Statistics in Medicine 17 (1998) 2635, table II
+    ],
+)
+def test_newcombe_gives_the_published_intervals(table, interval):
+    assert newcombe_paired(*table) == pytest.approx(interval, abs=5e-4)
+
+
+counts = st.integers(0, 60)
+
+
+@quick
+@given(a=counts, b=counts, c=counts, d=counts)
+def test_newcombe_holds_the_difference_and_is_antisymmetric(a, b, c, d):
+    if a + b + c + d == 0:
+        return
+    low, high = newcombe_paired(a, b, c, d)
+    assert -1 <= low <= (b - c) / (a + b + c + d) <= high <= 1 and low < high
+    assert newcombe_paired(a, c, b, d) == pytest.approx((-high, -low))
+
+
+def test_newcombe_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    p = np.array([0.55, 0.25, 0.05, 0.15])  # both, first, second, neither: true difference 0.2
+    covered = [
+        low <= 0.2 <= high for low, high in (newcombe_paired(*t) for t in rng.multinomial(50, p, size=1000).tolist())
+    ]
+    assert 0.92 <= np.mean(covered) <= 0.99
+
+
+def test_bootstrap_equals_the_exact_distribution_of_resampled_means():
+    values = [0.0, 1.0, 4.0, 5.0]
+    means = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
+    assert bootstrap_mean(values, n=40_000) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.1)
+
+
+@quick
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40), st.randoms())
+def test_bootstrap_is_seeded_and_ignores_the_order(values, random):
+    interval = bootstrap_mean(values, n=200)
+    assert interval == bootstrap_mean(random.sample(values, len(values)), n=200)
+    slack = 1e-9 * max(map(abs, values))
+    assert min(values) - slack <= interval[0] <= interval[1] <= max(values) + slack
+
+
+def test_another_seed_draws_other_samples():
+    values = list(np.random.default_rng(1).normal(size=30))
+    assert bootstrap_mean(values, seed=0) != bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values) == pytest.approx(
+        stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval,
+        abs=0.05,
+    )
+
+
+def test_clusters_that_agree_inside_widen_the_interval():
+    values, clusters = [0.0] * 50 + [1.0] * 50 + [0.5] * 50, ["a"] * 50 + ["b"] * 50 + ["c"] * 50
+    alone, pooled = bootstrap_mean(values), cluster_bootstrap(values, clusters)
+    assert pooled[1] - pooled[0] > 3 * (alone[1] - alone[0])
+    assert cluster_bootstrap(values, range(150)) == alone
+
+
+def test_a_cluster_weighs_as_many_values_as_it_has():
+    means = cluster_bootstrap([1.0] * 99 + [0.0], ["big"] * 99 + ["small"], n=4000, confidence=0.4)
+    assert means == pytest.approx((0.99, 0.99))  # one of each is the commonest draw, and 99 of its 100 values are 1

@@ -1,0 +1,143 @@
+"""The leaderboard: from tables alone, without torch, versions apart, bad input in one line."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from erasebench.leaderboard import COLUMNS, folder, leaderboard, main
+from erasebench.tables import scores_frame, wilson, write_scores
+from erasebench.types import Score
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def scores(method, *, target=0.1, hm=80.0, version=1, concept="cat", attack="none", run="", judge="j", n=50):
+    """Scores of one run: a rate on target prompts, accuracy 1 on unrelated ones, a harmonic mean, FIDs, CLIP scores."""
+    parts = []
+    for side, rate in (("erased", target), ("original", 1.0)):
+
+        def each(evaluator, metric, group, value, side=side):
+            return [
+                Score(evaluator=evaluator, metric=metric, group=group, prompt_id=f"{group}-{i}", value=value(i))
+                for i in range(n)
+            ]
+
+        whole = [
+            Score(evaluator="spillover", metric=f"hm.{judge}", value=hm, group="all", low=hm - 5, high=hm + 5),
+            Score(evaluator="fid", metric="fid.j.vs_original.n50", value=1.0, group="kept"),
+            Score(evaluator="fid", metric="fid.j.vs_real.n50", value=12.5, group="kept", low=11.0, high=14.0),
+        ]
+        rows = each("classifier", f"concept_present.{judge}.top1", "target", lambda i, rate=rate: float(i < rate * n))
+        rows += each("classifier", f"accuracy.{judge}.top1", "unrelated", lambda i: 1.0)
+        rows += each("clip_score", "clip_score.m", "unrelated", lambda i: 25.0 + i % 2)
+        rows += each("clip_score", "clip_score.m", "target", lambda i: 10.0)
+        parts.append(
+            scores_frame(
+                rows + whole, run=run or f"{concept}/{method}/{attack}/{version}", model="emoji", concept=concept,
+                method=method, recipe="paper", attack=attack, access="none", side=side,
+                versions={"classifier": version, "spillover": 1, "fid": 1, "clip_score": 1},
+            )
+        )  # fmt: skip
+    return pd.concat(parts)
+
+
+def test_a_row_holds_each_number_with_its_interval_and_its_base():
+    table = leaderboard(scores("uce"))
+    assert list(table.columns) == list(COLUMNS) and len(table) == 1
+    row = table.iloc[0]
+    assert (row.method, row.judge, row.n, row.versions) == (
+        "uce",
+        "j.top1",
+        50,
+        "classifier 1, clip_score 1, fid 1, spillover 1",
+    )
+    assert (row.target, row.target_low, row.target_high, row.target_base) == (0.1, *wilson(5, 50), 1.0)
+    assert (row.unrelated, row.clip_score, row.clip_metric) == (1.0, 25.5, "clip_score.m on unrelated")
+    assert (row.fid, row.fid_low, row.fid_metric) == (
+        12.5,
+        11.0,
+        "fid.j.vs_real.n50",
+    )  # real images before the original's
+    assert (row.hm, row.hm_low, row.hm_high) == (80.0, 75.0, 85.0)
+    assert math.isnan(row.attack_rate) and math.isnan(row.paraphrase)
+
+
+def test_the_best_harmonic_mean_comes_first_within_a_contest():
+    table = leaderboard(pd.concat([
+        scores("uce", hm=50.0), scores("rece", hm=90.0), scores("none", hm=2.0), scores("uce", concept="ant", hm=1.0),
+    ]))  # fmt: skip
+    assert table[["concept", "method"]].to_numpy().tolist() == [
+        ["ant", "uce"],
+        ["cat", "rece"],
+        ["cat", "uce"],
+        ["cat", "none"],
+    ]
+
+
+def test_evaluator_versions_and_judges_get_rows_of_their_own():
+    table = leaderboard(pd.concat([scores("uce", target=0.0), scores("uce", target=0.2, version=2)]))
+    assert table.target.tolist() == [0.0, 0.2] and table.n.tolist() == [50, 50] and table.versions.nunique() == 2
+    two = leaderboard(pd.concat([scores("uce", run="a"), scores("uce", judge="k", target=0.5, run="b")]))
+    assert two[["judge", "target"]].to_numpy().tolist() == [["j.top1", 0.1], ["k.top1", 0.5]]
+
+
+def test_seeds_of_one_cell_are_pooled():
+    row = leaderboard(pd.concat([scores("uce", target=0.0, run="a"), scores("uce", target=0.2, run="b")])).iloc[0]
+    assert (row.n, row.target, row.target_high) == (100, 0.1, wilson(10, 100)[1])
+
+
+def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
+    for method in ("uce", "rece"):
+        write_scores(tmp_path / "runs" / "emoji" / "cat" / method / "none" / "seed0" / "scores.parquet", scores(method))
+    code = (
+        "import sys; from erasebench.leaderboard import main; code = main(sys.argv[1:]);"
+        "loaded = {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules);"
+        "sys.exit(code or (3 if loaded else 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"results={tmp_path}"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if " uce " in line)
+    assert "10 [4, 21] (100)" in line and "12.5 [11.0, 14.0] (12.5)" in line and " - " in line
+    back = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert back.method.tolist() == ["rece", "uce"] and back.target_low[0] == wilson(5, 50)[0]
+    page = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert page.startswith("# Leaderboard\n\n| model |") and "10 [4, 21] (100)" in page
+    before = page.encode(), (tmp_path / "leaderboard.csv").read_bytes()
+    assert main([f"--results={tmp_path}"]) == 0
+    assert before == ((tmp_path / "leaderboard.md").read_bytes(), (tmp_path / "leaderboard.csv").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], "results"), (["results=a=b"], "a=b"), (["--results=c d"], "c d"), (["--results", "e"], "e")],
+)
+def test_the_folder_is_named_like_hydra_or_like_an_option(arguments, expected):
+    assert folder(arguments) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["reslts=a"], ["results="], ["a", "b", "c"], ["--results"], ["results=a", "results=b"]]
+)
+def test_other_arguments_are_one_line_and_exit_code_2(arguments, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: arguments must be results=DIR") and error.count("\n") == 1
+
+
+def test_no_results_and_broken_results_are_one_line_and_exit_code_2(tmp_path, capsys):
+    assert main([f"results={tmp_path}"]) == 2
+    assert "run `python -m erasebench` first" in capsys.readouterr().err
+    path = write_scores(tmp_path / "runs" / "scores.parquet", scores("uce"))
+    path.write_bytes(b"PAR1")
+    assert main([f"results={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert "delete it and run its cell again" in error and error.count("\n") == 1
+    assert not (tmp_path / "leaderboard.csv").exists()
