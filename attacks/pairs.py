@@ -1,0 +1,209 @@
+"""The concept vector that both Ring-A-Bells add to a prompt, from pairs of texts with and without the concept."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from erasebench import diffusion
+from erasebench.types import Concept, Pipeline
+
+Pair = tuple[str, str]
+
+
+def concept_vector(pipe: Pipeline, pairs: Sequence[Pair]) -> torch.Tensor:
+    """The direction from texts without a concept to texts with it, in the text encoder's output.
+
+    c = mean_i [E(p_i+) - E(p_i-)], the plain mean over the pairs, accumulated in float64 (Ring-A-Bell,
+    arXiv 2310.10012, eq. 3). Deviations: the notebook of Ring-A-Bell weights its nudity pairs by the number of images
+    kept of each, and RECE's script takes the mean of the means of batches of eight, which gives the pairs of the last
+    batch another weight; for those exact vectors use a saved one.
+
+    Args:
+        pipe: any pipeline that ``diffusion.encode`` takes; E is its text encoder, padding rows included.
+        pairs: texts (with, without); at least one pair.
+
+    Returns:
+        float64 [tokens, width]; zero if both texts of every pair are equal.
+
+    Raises:
+        ValueError: no pair.
+    """
+    if not pairs:
+        raise ValueError("pairs must hold at least one (with, without) pair of texts; got none; give pairs or a vector")
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    weight = dict.fromkeys(texts, 0)
+    for with_, without in pairs:
+        weight[with_] += 1
+        weight[without] -= 1
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(texts), 64):
+        chunk = texts[start : start + 64]
+        weights = torch.tensor([weight[text] for text in chunk], dtype=torch.float64)
+        total = total + torch.einsum("n,ntd->td", weights, diffusion.encode(pipe, chunk).double().cpu())
+    return total / len(pairs)
+
+
+class VectorSource(Protocol):
+    """Where an attack has its concept vector from."""
+
+    def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
+        """The concept vector, float64 [tokens, width], of the pipeline's text encoder."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPairs:
+    """Pairs written down as texts; a slot ``{}`` is filled with each of the concept's phrases.
+
+    Args:
+        pairs: (with, without) texts; a pair without a slot is used once as it is.
+        pairs_style: the same for concepts of kind style; empty = ``pairs`` for every kind.
+
+    Raises:
+        ValueError: no pair, something that is not a pair of texts, or two equal texts.
+
+    >>> cat = Concept(name="cat", phrases=("cat", "kitty"))
+    >>> TextPairs(pairs=(("a {} on red", "red"),)).filled(cat)
+    [('a cat on red', 'red'), ('a kitty on red', 'red')]
+    """
+
+    pairs: tuple[Pair, ...]
+    pairs_style: tuple[Pair, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "pairs_style"):
+            object.__setattr__(self, name, tuple(_pair(name, pair) for pair in getattr(self, name)))
+        if not self.pairs:
+            raise ValueError("pairs must hold at least one (with, without) pair of texts; got none")
+
+    def filled(self, concept: Concept) -> list[Pair]:
+        """The pairs for one concept, slots filled."""
+        chosen = self.pairs_style if concept.kind == "style" and self.pairs_style else self.pairs
+        filled = [
+            (with_.replace("{}", phrase), without.replace("{}", phrase))
+            for with_, without in chosen
+            for phrase in concept.phrases
+        ]
+        return list(dict.fromkeys(filled))
+
+    def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
+        """``concept_vector`` of the filled pairs."""
+        return concept_vector(pipe, self.filled(concept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvPairs:
+    """Pairs from a CSV file, such as the nudity and Van Gogh pairs published with RECE (arXiv 2407.12383).
+
+    Args:
+        path: UTF-8 CSV file.
+        columns: its columns (with, without).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; no such column; no row; an empty cell (names the line).
+    """
+
+    path: str
+    columns: tuple[str, str] = ("sensitive prompt", "normal prompt")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(self.columns))
+        if len(self.columns) != 2:
+            raise ValueError(f"columns must name two columns (with, without); got {list(self.columns)}")
+        self.read()
+
+    def read(self) -> list[Pair]:
+        """The pairs in the file's order, duplicates included."""
+        with _existing(self.path).open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            try:
+                missing = [column for column in self.columns if column not in (rows.fieldnames or ())]
+                if missing:
+                    found = ", ".join(rows.fieldnames or ()) or "nothing"
+                    raise ValueError(f"{Path(self.path).name} has no column {missing[0]!r}; found {found}")
+                pairs = [self._row(row, rows.line_num) for row in rows]
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.path} must be UTF-8 text; got {error.reason} at byte {error.start}") from None
+            except csv.Error as error:
+                raise ValueError(f"{self.path} line {rows.line_num}: broken row: {error}; mend the quotes") from None
+        if not pairs:
+            raise ValueError(f"{self.path} must hold at least one pair; got a header and no row")
+        return pairs
+
+    def _row(self, row: dict[str, str], line: int) -> Pair:
+        with_, without = (row[column] for column in self.columns)
+        if not with_ or without is None or None in row:
+            raise ValueError(f"{self.path} line {line}: broken row: {list(row.values())}; mend or drop it")
+        return with_, without
+
+    def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
+        """``concept_vector`` of the file's pairs, whatever the concept."""
+        return concept_vector(pipe, self.read())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedVector:
+    """A concept vector from a ``.npy`` file, such as those published with Ring-A-Bell.
+
+    Args:
+        path: array [tokens, width] or [1, tokens, width] of finite floats; pickled arrays are refused.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; no plain array of floats; not finite; another shape.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        self.read()
+
+    def read(self) -> np.ndarray:
+        """The array as float64 [tokens, width]."""
+        path = _existing(self.path)
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} must be a plain .npy array of floats; got {error}; save it with np.save"
+            ) from None
+        if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
+            raise ValueError(f"{path} must be one .npy array of floats; got {getattr(found, 'dtype', 'an archive')}")
+        array = found[0] if found.ndim == 3 and found.shape[0] == 1 else found
+        if array.ndim != 2:
+            raise ValueError(f"{path} must have shape [tokens, width]; got {list(found.shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path} must be finite; got NaN or infinity; compute the vector again")
+        return array.astype(np.float64)
+
+    def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
+        """The saved vector, whatever the concept; its shape must be that of the pipeline's text encoder."""
+        array, expected = self.read(), tuple(diffusion.encode(pipe, [""]).shape[1:])
+        if array.shape != expected:
+            raise ValueError(
+                f"{self.path} must have the text encoder's shape {list(expected)}; got {list(array.shape)}"
+            )
+        return torch.from_numpy(array)
+
+
+def _pair(name: str, pair: object) -> Pair:
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ValueError(f"{name} must hold [with, without] pairs of texts; got {pair!r}")
+    with_, without = pair
+    if not isinstance(with_, str) or not isinstance(without, str):
+        raise ValueError(f"{name} must hold [with, without] pairs of texts; got {pair!r}")
+    if with_ == without:
+        raise ValueError(f"{name} must differ within a pair; got {with_!r} twice")
+    return with_, without
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of the pairs or the vector")
+    return Path(path)

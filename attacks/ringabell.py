@@ -1,0 +1,308 @@
+"""Ring-A-Bell: a genetic search for token sequences whose text encoding lies where prompt plus concept would."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from attacks.pairs import VectorSource
+from erasebench import diffusion
+from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+
+Ids = NDArray[np.int64]
+Losses = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingABell(Attack):
+    """Replaces each prompt by the best of a genetic search over K tokens in the base model's text encoder.
+
+    Minimise over x in {tokens}^K:  sum over rows and dimensions of (E(x) - [E(p) + eta * c])^2
+    where E is the text encoder's output [tokens, width], padding included, p the prompt and c the concept vector.
+    The erased model is never asked: one search serves every method. Source: Tsai et al., "Ring-A-Bell! How Reliable
+    are Concept Removal Methods for Diffusion Models?", ICLR 2024, arXiv 2310.10012, and its notebook for what the
+    paper leaves open (one-position mutation that also hits the best, no elitism, last generation only selects).
+
+    The decoded *string* is the attack, since text is all an attacker can submit; its re-tokenisation may differ, and
+    ``info["retokenised_equal"]`` says so. Deviations: ids are drawn from every id that is not special (the notebook:
+    1 to V-3), and padding is the tokenizer's own (the notebook: end of text, which is the same in Stable Diffusion 1).
+
+    Args:
+        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs`` or ``SavedVector``.
+        tokens: K, number of free tokens, 1 to model_max_length - 2. The paper's 16, 38 and "77" (= 75).
+        eta: strength of the concept in the target; finite.
+        population: individuals in the first generation, >= 2; half of them survive each generation.
+        generations: times the population is ranked, >= 1.
+        crossover: probability that a survivor has two children with a random mate, in [0, 1].
+        mutation: probability that an individual has one random token replaced, in [0, 1].
+        keep_best: return the best ever seen instead of the best of the last generation (paper: false).
+        sources: how many distinct prompt texts are searched for; the other prompts share what was found, by turns, with
+            their own seeds. None = every one (paper).
+        rows: how many leading rows of the encoding count, tokens + 2 to model_max_length; None = all (paper). The
+            encoder is causal, so leading rows are exact, and fewer cost proportionally less.
+        seed: the search of a text depends on this, the text and the settings, on nothing else; >= 0.
+        batch_size: sequences per forward pass; does not change the result beyond float rounding.
+
+    Raises:
+        ValueError: a setting out of its range; tokens or rows beyond what the pipeline's tokenizer holds.
+
+    >>> from attacks.pairs import TextPairs
+    >>> RingABell(vector=TextPairs(pairs=(("a {}", "a"),)), tokens=0)
+    Traceback (most recent call last):
+    ValueError: tokens must be an integer >= 1; got 0; the paper uses 16
+    """
+
+    vector: VectorSource
+    tokens: int = 16
+    eta: float = 3.0
+    population: int = 200
+    generations: int = 3000
+    crossover: float = 0.5
+    mutation: float = 0.25
+    keep_best: bool = False
+    sources: int | None = None
+    rows: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+
+    access = "text_encoder"
+    strength = "text"
+
+    def __post_init__(self) -> None:
+        least = {
+            "tokens": (1, 16),
+            "population": (2, 200),
+            "generations": (1, 3000),
+            "seed": (0, 0),
+            "batch_size": (1, 16),
+        }
+        for name, (low, usual) in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                paper = "the default is" if name in ("seed", "batch_size") else "the paper uses"
+                raise ValueError(f"{name} must be an integer >= {low}; got {value!r}; {paper} {usual}")
+        for name in ("crossover", "mutation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a probability in [0, 1]; got {getattr(self, name)!r}")
+        if not np.isfinite(self.eta):
+            raise ValueError(f"eta must be a finite number; got {self.eta!r}; the paper uses 3")
+        if self.sources is not None and self.sources < 1:
+            raise ValueError(f"sources must be >= 1, or null for every prompt; got {self.sources}")
+        if self.rows is not None and self.rows < self.tokens + 2:
+            raise ValueError(f"rows must be >= tokens + 2 = {self.tokens + 2}, or null for all; got {self.rows}")
+
+    def attack(
+        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
+    ) -> list[Prompt]:
+        """One adversarial prompt per prompt, in order, with its seed and guidance; equal texts share one search."""
+        first = {prompt.text: prompt.id for prompt in reversed(prompts)}
+        texts = list(dict.fromkeys(prompt.text for prompt in prompts))[: self.sources]
+        found = dict(tqdm(self.search(original, texts, concept), "ringabell", len(texts), unit="search", disable=None))
+        turns = [text if text in found else texts[i % len(texts)] for i, text in enumerate(p.text for p in prompts)]
+        return [
+            prompt.with_(
+                id=f"{prompt.id}-ringabell",
+                text=found[text]["text"],
+                group="attack",
+                concept=concept.name,
+                source_id=prompt.id if prompt.text == text else first[text],
+                relation="",
+                embeds=None,
+                info={name: value for name, value in found[text].items() if name != "text"}
+                | {"names_concept": _names(found[text]["text"], concept)},
+            )
+            for prompt, text in zip(prompts, turns, strict=True)
+        ]
+
+    def search(
+        self, original: Pipeline, texts: Sequence[str], concept: Concept
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields each text with what its search found, one at a time; texts do not influence one another.
+
+        The found mapping holds ``text`` and what goes into the prompt's ``info``: the budget, ``evaluations``
+        (distinct sequences encoded), ``fitness_start`` and ``fitness`` (loss of the best of the first generation and of
+        the result), ``fitness_text`` (loss of the string as it re-tokenises), ``retokenised_equal``, ``empty``.
+        """
+        space = Space.of(original, self.tokens, self.rows)
+        shift = self.eta * self.vector.vector(original, concept)
+        for text in texts:
+            target = diffusion.encode(original, [text])[0].double().cpu() + shift
+            yield text, self._search_one(original, space, text, target)
+
+    def _search_one(self, original: Pipeline, space: Space, text: str, target: torch.Tensor) -> dict[str, Any]:
+        goal = target[: space.rows]
+        memo = Memo(lambda people: space.losses(people, goal, self.batch_size))
+        ids, fitness, start = run(self.steps(space.allowed, text), memo, keep_best=self.keep_best)
+        tokenizer = space.encoders[0][0]
+        decoded = tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+        submitted = diffusion.encode(original, [decoded])[0].double().cpu()[: space.rows]
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vector", "batch_size")}
+        return {
+            "text": decoded,
+            **settings,
+            "evaluations": len(memo.known),
+            "fitness_start": start,
+            "fitness": fitness,
+            "fitness_text": float((submitted - goal).square().sum()),
+            "retokenised_equal": tokenizer(decoded)["input_ids"][1:-1] == ids.tolist(),
+            "empty": not decoded.strip(),
+        }
+
+    def steps(self, allowed: Ids, text: str) -> Generator[Ids, Losses, None]:
+        """The generations of one text's search, see ``evolve``; its random numbers depend on seed and text only."""
+        digest = hashlib.sha256(f"{self.seed}\n{text}".encode()).digest()
+        return evolve(
+            np.random.default_rng(int.from_bytes(digest[:8], "big")),
+            allowed,
+            tokens=self.tokens,
+            population=self.population,
+            generations=self.generations,
+            crossover=self.crossover,
+            mutation=self.mutation,
+        )
+
+
+def _names(text: str, concept: Concept) -> bool:
+    """Whether a text says one of the concept's own phrases; the search may find them, as the paper allows."""
+    words = f" {' '.join(text.lower().split())} "
+    return any(f" {phrase.lower()} " in words for phrase in concept.phrases)
+
+
+def evolve(
+    rng: np.random.Generator,
+    allowed: Ids,
+    *,
+    tokens: int,
+    population: int,
+    generations: int,
+    crossover: float,
+    mutation: float,
+) -> Generator[Ids, Losses, None]:
+    """Yields each generation [n, tokens] and is sent its losses [n]; the search itself knows no model.
+
+    The first generation is uniform over ``allowed``. Then: the best half of ``population`` survives, pairs of survivors
+    have children, everybody may mutate. Nothing follows the last generation, whose best is the paper's answer.
+    """
+    people = rng.choice(allowed, size=(population, tokens))
+    for generation in range(1, generations + 1):
+        losses = yield people
+        if generation < generations:
+            survivors = people[np.argsort(losses, kind="stable")[: population // 2]]
+            children = cross(rng, survivors, crossover)
+            people = mutate(rng, np.concatenate([survivors, children]), allowed, mutation)
+
+
+def cross(rng: np.random.Generator, parents: Ids, probability: float) -> Ids:
+    """Two children of each chosen parent: its head with the tail of a random mate, and vice versa."""
+    n, tokens = parents.shape
+    chosen = np.flatnonzero(rng.random(n) < probability)
+    first, second = parents[chosen], parents[rng.integers(n, size=len(chosen))]
+    cut = rng.integers(1, max(tokens, 2), size=(len(chosen), 1))
+    head = np.arange(tokens) < cut
+    return np.concatenate([np.where(head, first, second), np.where(head, second, first)])
+
+
+def mutate(rng: np.random.Generator, people: Ids, allowed: Ids, probability: float) -> Ids:
+    """A copy of ``people`` in which each, with ``probability``, has one random position replaced from ``allowed``."""
+    people = people.copy()
+    hit = np.flatnonzero(rng.random(len(people)) < probability)
+    people[hit, rng.integers(people.shape[1], size=len(hit))] = rng.choice(allowed, size=len(hit))
+    return people
+
+
+def run(
+    steps: Generator[Ids, Losses, None], loss: Callable[[Ids], Losses], *, keep_best: bool = False
+) -> tuple[Ids, float, float]:
+    """Drives ``evolve`` with a loss: the answer [tokens], its loss, and the best loss of the first generation."""
+    people = next(steps)
+    losses = loss(people)
+    start = float(losses.min())
+    ids, best = people[losses.argmin()], start
+    while True:
+        try:
+            people = steps.send(losses)
+        except StopIteration:
+            return ids, best, start
+        losses = loss(people)
+        if not keep_best or losses.min() < best:
+            ids, best = people[losses.argmin()], float(losses.min())
+
+
+@dataclass(frozen=True)
+class Memo:
+    """A loss that computes each distinct individual once: survivors and repeated children are looked up.
+
+    >>> seen = []
+    >>> memo = Memo(lambda ids: seen.extend(ids.tolist()) or ids.sum(1).astype(float))
+    >>> memo(np.array([[1, 2], [1, 2], [3, 4]])).tolist(), memo(np.array([[3, 4]])).tolist(), len(seen)
+    ([3.0, 3.0, 7.0], [7.0], 2)
+    """
+
+    loss: Callable[[Ids], Losses]
+    known: dict[bytes, float] = field(default_factory=dict)
+
+    def __call__(self, people: Ids) -> Losses:
+        keys = [person.tobytes() for person in people]
+        new = {key: i for i, key in enumerate(keys) if key not in self.known}
+        if new:
+            self.known.update(zip(new, self.loss(people[list(new.values())]).tolist(), strict=True))
+        return np.array([self.known[key] for key in keys])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The text encoder as the search sees it: the ids it may use, and the loss of token sequences.
+
+    Args:
+        encoders: (tokenizer, text encoder, layer) of the pipeline: one, or SDXL's two with their next to last layer.
+        rows: leading rows that count.
+        allowed: every id that is not special, int64 ascending.
+    """
+
+    encoders: tuple[tuple[Any, Any, int | None], ...]
+    rows: int
+    allowed: Ids
+
+    @classmethod
+    def of(cls, pipe: Pipeline, tokens: int, rows: int | None) -> Space:
+        """The space of a pipeline; ValueError if K tokens or that many rows do not fit its tokenizer."""
+        length = pipe.tokenizer.model_max_length
+        if tokens > length - 2:
+            raise ValueError(f"tokens must be <= {length - 2}, what fits between start and end of text; got {tokens}")
+        if rows is not None and rows > length:
+            raise ValueError(f"rows must be <= {length}, the rows of the text encoder; got {rows}; null counts all")
+        second = getattr(pipe, "text_encoder_2", None)
+        encoders: list[tuple[Any, Any, int | None]] = [(pipe.tokenizer, pipe.text_encoder, None)]
+        if second is not None:
+            encoders = [(pipe.tokenizer, pipe.text_encoder, -2), (pipe.tokenizer_2, second, -2)]
+        allowed = np.setdiff1d(np.arange(len(pipe.tokenizer)), pipe.tokenizer.all_special_ids)
+        return cls(encoders=tuple(encoders), rows=length if rows is None else rows, allowed=allowed)
+
+    def sequences(self, people: Ids, tokenizer: Any) -> torch.Tensor:
+        """int64 [n, rows]: start of text, the K ids, end of text, padding, as the pipeline would lay them out."""
+        padding = np.full((len(people), self.rows - people.shape[1] - 1), tokenizer.pad_token_id)
+        padding[:, 0] = tokenizer.eos_token_id
+        start = np.full((len(people), 1), tokenizer.bos_token_id)
+        return torch.from_numpy(np.concatenate([start, people, padding], axis=1))
+
+    @torch.inference_mode()
+    def losses(self, people: Ids, goal: torch.Tensor, batch_size: int) -> Losses:
+        """Squared distance [n] of the encodings of K ids to a goal [rows, width], summed over rows and width."""
+        found = []
+        for start in range(0, len(people), batch_size):
+            states = []
+            for tokenizer, encoder, layer in self.encoders:
+                ids = self.sequences(people[start : start + batch_size], tokenizer).to(encoder.device)
+                out = encoder(ids, output_hidden_states=layer is not None)
+                states.append(out.last_hidden_state if layer is None else out.hidden_states[layer])
+            encoded = torch.cat(states, dim=-1)
+            goal = goal.to(encoded.device, torch.promote_types(encoded.dtype, torch.float32))
+            found.append((encoded - goal).square().sum((1, 2)).double().cpu())
+        return torch.cat(found).numpy()

@@ -1,0 +1,120 @@
+"""The concept vector: against a loop over the pairs, and what its three sources refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from attacks.pairs import CsvPairs, SavedVector, TextPairs, concept_vector
+from erasebench import diffusion
+from erasebench.types import Concept
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT.parent / "shared" / "data"
+CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
+INK = Concept(name="ink", kind="style", phrases=("ink",))
+
+
+def test_the_vector_is_the_mean_of_the_differences(tiny_pipe):
+    pairs = [("a cat", "a"), ("a cat", "a"), ("cat on red", "red"), ("red", "blue")]
+    expected = sum(
+        diffusion.encode(tiny_pipe, [with_])[0].double() - diffusion.encode(tiny_pipe, [without])[0].double()
+        for with_, without in pairs
+    ) / len(pairs)
+    found = concept_vector(tiny_pipe, pairs)
+    assert found.dtype == torch.float64 and found.shape == (77, 32)
+    assert torch.allclose(found, expected, atol=1e-6)
+    swapped = concept_vector(tiny_pipe, [pair[::-1] for pair in pairs])
+    assert torch.equal(swapped, -found)
+    assert not concept_vector(tiny_pipe, [("a", "a")]).any()
+
+
+def test_slots_are_filled_with_every_phrase_and_styles_have_their_own_pairs():
+    source = TextPairs(pairs=[["a {}", "a thing"], ["x", "y"]], pairs_style=[["{} art", "art"]])
+    assert source.filled(CAT) == [("a cat", "a thing"), ("a kitty", "a thing"), ("x", "y")]
+    assert source.filled(INK) == [("ink art", "art")]
+
+
+def test_the_embedded_worlds_pairs_use_words_it_was_trained_on():
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "attack" / "vector" / "emoji.yaml"))
+    assert config.pop("_target_") == "attacks.pairs.TextPairs"
+    source = TextPairs(**config)
+    assert len(source.pairs) == len(source.pairs_style) == 20
+    assert all("{}" in with_ and "{}" not in without for with_, without in source.pairs + source.pairs_style)
+
+
+@pytest.mark.parametrize("pairs", [(), ("ab",), (("a",),), (("a", 1),), (("a", "a"),)])
+def test_what_is_no_pair_is_refused(pairs):
+    with pytest.raises(ValueError, match="pairs must"):
+        TextPairs(pairs=pairs)
+
+
+def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
+    file = tmp_path / "pairs.csv"
+    file.write_text('n,with,without\n1,"a cat, red",red\n2,cat,\n', encoding="utf-8")
+    source = CsvPairs(path=str(file), columns=["with", "without"])
+    assert source.read() == [("a cat, red", "red"), ("cat", "")]
+    assert torch.equal(source.vector(tiny_pipe, CAT), concept_vector(tiny_pipe, source.read()))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"with,other\na,b\n", "pairs.csv has no column 'without'; found with, other"),
+        (b"", "pairs.csv has no column 'with'; found nothing"),
+        (b"with,without\n", "must hold at least one pair"),
+        (b"with,without\na,b\nonly one\n", "line 3: broken row"),
+        (b"with,without\na,b,c\n", "line 2: broken row"),
+        (b'with,without\n"a,b\n', "broken row"),
+        (b"with,without\n\xff,b\n", "must be UTF-8"),
+    ],
+)
+def test_broken_csv_files_are_refused_before_any_weight_is_loaded(tmp_path, content, message):
+    file = tmp_path / "pairs.csv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        CsvPairs(path=str(file), columns=("with", "without"))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_files_are_named():
+    for source in (CsvPairs, SavedVector):
+        with pytest.raises(FileNotFoundError, match="nowhere is not a file"):
+            source(path="nowhere")
+
+
+def test_saved_vectors_are_loaded_and_must_fit_the_encoder(tmp_path, tiny_pipe):
+    vector = np.random.default_rng(0).normal(size=(1, 77, 32)).astype(np.float32)
+    np.save(tmp_path / "fits.npy", vector)
+    found = SavedVector(path=str(tmp_path / "fits.npy")).vector(tiny_pipe, CAT)
+    assert found.dtype == torch.float64 and (found.numpy() == vector[0]).all()
+    np.save(tmp_path / "wide.npy", np.zeros((77, 768), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"shape \[77, 32\]; got \[77, 768\]"):
+        SavedVector(path=str(tmp_path / "wide.npy")).vector(tiny_pipe, CAT)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([{"a": 1}]), "plain .npy array"),
+        (np.zeros((2, 3), dtype=int), "array of floats; got int64"),
+        (np.zeros(3), "shape"),
+        (np.full((2, 3), np.nan), "finite"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        SavedVector(path=str(tmp_path / "bad.npy"))
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published vectors and pairs are not here")
+def test_published_vectors_and_pairs_load():
+    vectors = sorted((PUBLISHED / "ringabell").glob("*_vector.npy"))
+    assert len(vectors) == 4 and {SavedVector(path=str(v)).read().shape for v in vectors} == {(77, 768)}
+    assert len(CsvPairs(path=str(PUBLISHED / "rece" / "vangogh-ring-a-bell.csv")).read()) == 50
+    assert CsvPairs(path=str(PUBLISHED / "rece" / "nudity-ring-a-bell.csv")).read()
