@@ -1,0 +1,279 @@
+"""CLIP-like models behind one small interface, and a zero-shot judge made of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from erasebench.types import Verdict
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+class ImageText(Protocol):
+    """A model that puts images and texts into one space; hashable, ``name`` carries architecture and weights."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """[n, p] float32, rows of length 1."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """[n, p] float32, rows of length 1; a text that is too long is cut."""
+        ...
+
+
+def _unit(chunks: Sequence[torch.Tensor]) -> np.ndarray:
+    import torch
+
+    return torch.nn.functional.normalize(torch.cat(list(chunks)).float(), dim=-1).cpu().numpy()
+
+
+def _cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+# --- open_clip ---
+
+
+@lru_cache(maxsize=2)
+def _open_clip(model: str, pretrained: str, quick_gelu: bool | None, device: str) -> tuple[Any, Any, Any]:
+    import open_clip
+
+    if model not in open_clip.list_models():
+        raise ValueError(f"model must be one of open_clip.list_models(); got {model!r}, e.g. ViT-L-14 or ViT-B-32")
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag and not Path(pretrained).is_file():
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ValueError(f"pretrained must be a tag of {model} ({known}) or a file; got {pretrained!r}")
+    try:
+        file = open_clip.download_pretrained(tag) if tag else pretrained
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"weights of {model} {pretrained} cannot be fetched; connect once or give a .safetensors file"
+        ) from error
+    if not file.endswith(".safetensors"):
+        raise ValueError(
+            f"weights of {model} must be .safetensors, pickle is refused; got {Path(file).name}; convert it"
+        )
+    if quick_gelu is None:
+        quick_gelu = bool(tag.get("quick_gelu"))
+    network, _, preprocess = open_clip.create_model_and_transforms(
+        model, pretrained=pretrained, force_quick_gelu=quick_gelu, device=device
+    )
+    return network.eval(), preprocess, open_clip.get_tokenizer(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClip:
+    """A model of open_clip by its name and weights, loaded when first used and shared by equal instances.
+
+    The activation follows the weights: OpenAI's were trained with QuickGELU, which open_clip otherwise only warns about
+    (without it the same weights give other scores).
+
+    Args:
+        model: architecture, one of ``open_clip.list_models()``.
+        pretrained: tag of its weights, or a ``.safetensors`` file.
+        quick_gelu: activation for weights from a file; None is what the tag says.
+        device: torch device.
+        batch_size: images or texts at a time.
+
+    Raises:
+        ValueError: weights in a pickle format; when first used, an unknown model or tag.
+        OSError: when first used, weights that cannot be fetched.
+
+    >>> OpenClip(model="ViT-B-32").name
+    'ViT-B-32.openai'
+    """
+
+    model: str = "ViT-L-14"
+    pretrained: str = "openai"
+    quick_gelu: bool | None = None
+    device: str = "cpu"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if Path(self.pretrained).suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
+            raise ValueError(
+                f"pretrained must be a tag or a .safetensors file, pickle is refused; got {self.pretrained!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{Path(self.pretrained).name.removesuffix('.safetensors')}"
+
+    def _load(self) -> tuple[Any, Any, Any]:
+        return _open_clip(self.model, self.pretrained, self.quick_gelu, self.device)
+
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """[n, p] float32, rows of length 1, after the model's own resizing and normalisation."""
+        import torch
+
+        network, preprocess, _ = self._load()
+        with torch.inference_mode():
+            return _unit([
+                network.encode_image(torch.stack([preprocess(i.convert("RGB")) for i in batch]).to(self.device))
+                for batch in _cut(images, self.batch_size)
+            ])  # fmt: skip
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """[n, p] float32, rows of length 1; texts are cut to the context length, the end token kept."""
+        import torch
+
+        network, _, tokenise = self._load()
+        with torch.inference_mode():
+            return _unit([
+                network.encode_text(tokenise(list(batch)).to(self.device)) for batch in _cut(texts, self.batch_size)
+            ])  # fmt: skip
+
+
+# --- transformers ---
+
+
+@lru_cache(maxsize=2)
+def _transformers_clip(path: str, revision: str | None, device: str) -> tuple[Any, Any, Any]:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    network = CLIPModel.from_pretrained(path, revision=revision, use_safetensors=True, dtype="float32")
+    processor = CLIPImageProcessor.from_pretrained(path, revision=revision)
+    return network.eval().to(device), processor, CLIPTokenizer.from_pretrained(path, revision=revision)
+
+
+def _projected(output: Any) -> torch.Tensor:
+    """Projected features: a tensor up to transformers 4, an object with ``pooler_output`` since 5."""
+    pooled: torch.Tensor = getattr(output, "pooler_output", output)
+    return pooled
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersClip:
+    """A CLIPModel of transformers from a folder, or from the hub at a pinned revision.
+
+    Args:
+        path: folder with config, ``model.safetensors``, tokenizer and preprocessor, or a hub id.
+        revision: commit hash, required for a hub id.
+        device: torch device.
+        batch_size: images or texts at a time.
+
+    Raises:
+        ValueError: a hub id without a revision.
+    """
+
+    path: str
+    revision: str | None = None
+    device: str = "cpu"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not Path(self.path).is_dir() and self.revision is None:
+            raise ValueError(f"path must be a folder, or a hub id with revision=COMMIT; got {self.path!r}")
+
+    @property
+    def name(self) -> str:
+        """Last part of the path, and the first digits of the revision."""
+        return Path(self.path).name + (f".{self.revision[:8]}" if self.revision else "")
+
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """[n, p] float32, rows of length 1."""
+        import torch
+
+        network, processor, _ = _transformers_clip(self.path, self.revision, self.device)
+        with torch.inference_mode():
+            return _unit([
+                _projected(network.get_image_features(
+                    **processor([i.convert("RGB") for i in batch], return_tensors="pt").to(self.device)
+                ))
+                for batch in _cut(images, self.batch_size)
+            ])  # fmt: skip
+
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """[n, p] float32, rows of length 1; texts are cut to the context length, the end token kept."""
+        import torch
+
+        network, _, tokenise = _transformers_clip(self.path, self.revision, self.device)
+        length = network.config.text_config.max_position_embeddings
+        with torch.inference_mode():
+            return _unit([
+                _projected(network.get_text_features(
+                    **tokenise(
+                        list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt"
+                    ).to(self.device)
+                ))
+                for batch in _cut(texts, self.batch_size)
+            ])  # fmt: skip
+
+
+# --- a judge ---
+
+
+@lru_cache(maxsize=8)
+def _said(model: ImageText, texts: tuple[str, ...]) -> np.ndarray:
+    return model.text_features(texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotJudge:
+    """Zero-shot classification over a declared label set (Radford et al., arXiv 2103.00020), as a judge.
+
+    ``p_k = softmax_k(scale * cos(image, text_k))``; a concept is present if its label has the largest p. The number of
+    labels and their wording decide the accuracy, so the name carries their count and a hash of them.
+
+    Args:
+        model: a CLIP-like model.
+        labels: every concept the judge can name, at least two.
+        template: text of a label, with one ``{}``.
+        scale: CLIP's logit scale.
+
+    Raises:
+        ValueError: fewer than two labels, a repeated one, or a template without ``{}``; when judging, a concept that is
+            not among the labels.
+    """
+
+    model: ImageText
+    labels: tuple[str, ...]
+    template: str = "a photo of a {}"
+    scale: float = 100.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must be at least two, each once; got {list(self.labels)}")
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template must contain {{}} once, where the label goes; got {self.template!r}")
+
+    @property
+    def name(self) -> str:
+        wording = hashlib.sha256("\n".join((self.template, *self.labels)).encode()).hexdigest()[:6]
+        return f"zero_shot.{self.model.name}.{len(self.labels)}labels-{wording}"
+
+    def check(self, concepts: Collection[str]) -> None:
+        unknown = sorted(set(concepts) - set(self.labels))
+        if unknown:
+            raise ValueError(f"concept {unknown[0]!r} must be among the judge's labels; add it to judge.labels")
+
+    def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
+        """One verdict per image: top-1 over the labels, the concept's probability, the label seen."""
+        self.check(concepts)
+        if not images:
+            return []
+        texts = tuple(self.template.format(label) for label in self.labels)
+        logits = self.scale * self.model.image_features(images).astype(np.float64) @ _said(self.model, texts).T
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = odds / odds.sum(axis=1, keepdims=True)  # [n, labels]
+        best = probabilities.argmax(axis=1)
+        return [
+            Verdict(present=self.labels[k] == c, score=float(p[self.labels.index(c)]), label=self.labels[k])
+            for k, c, p in zip(best, concepts, probabilities, strict=True)
+        ]

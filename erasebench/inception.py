@@ -1,0 +1,153 @@
+"""The Inception network of the usual FID, and statistics of real images to compare with."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+WIDTH = 2048
+
+
+@lru_cache(maxsize=1)
+def _network(weights: str | None, antialias: bool, device: str) -> Any:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        from torchmetrics.image.fid import NoTrainInceptionV3
+    except ImportError as error:
+        raise ImportError(
+            "torch-fidelity is not installed; run pip install torch-fidelity for Inception features"
+        ) from error
+    import torch
+    from safetensors.torch import load_file
+
+    if weights is None:  # tensors only, checked against the hash in the file's name
+        state = torch.hub.load_state_dict_from_url(
+            URL_INCEPTION_V3, weights_only=True, check_hash=True, map_location="cpu"
+        )
+    else:
+        state = load_file(weights)
+    buffer = io.BytesIO()  # the constructor wants a file and reads it without restriction, so it gets one made here
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return NoTrainInceptionV3("inception-v3-compat", [str(WIDTH)], buffer, antialias).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inception:
+    """Pool features [n, 2048] of the Inception v3 of FID (TensorFlow's weights of 2015-12-05).
+
+    The network is torch-fidelity's, run by torchmetrics. Its weights are downloaded once unless a file is given.
+
+    Args:
+        antialias: True resizes to 299 px with antialiasing, torchmetrics' default; False is TensorFlow 1's bilinear,
+            the setting of torch-fidelity. The two give different distances, so the choice is part of the name.
+        weights: ``.safetensors`` file with the same tensors, or None to download.
+        reference_file: statistics of real images written by :func:`write_reference`, or None: then there is no
+            distance to real images, only to the original model's.
+        device: torch device.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: a file that is no ``.safetensors`` or does not exist.
+    """
+
+    antialias: bool = True
+    weights: str | None = None
+    reference_file: str | None = None
+    device: str = "cpu"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "reference_file"):
+            path = getattr(self, name)
+            if path is not None and not (path.endswith(".safetensors") and Path(path).is_file()):
+                raise ValueError(f"{name} must be an existing .safetensors file; got {path!r}")
+
+    @property
+    def name(self) -> str:
+        return f"inception-2015-12-05.{'antialias' if self.antialias else 'tf1_bilinear'}"
+
+    @property
+    def reference_name(self) -> str:
+        """Stem of the reference file, e.g. ``coco_val2014_30k``."""
+        return Path(self.reference_file).stem if self.reference_file else "real"
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Activations [n, 2048] float32; images of any size, each resized by the network."""
+        import torch
+
+        network = _network(self.weights, self.antialias, self.device)
+        rows = [np.zeros((0, WIDTH), dtype=np.float32)]
+        for batch in _same_size(images, self.batch_size):
+            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # uint8 [b, 3, h, w]
+            with torch.inference_mode():
+                rows.append(network(pixels.to(self.device)).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def reference(self) -> tuple[np.ndarray, np.ndarray, int] | None:
+        """Mean [2048], covariance [2048, 2048] float64 and count from the reference file."""
+        from safetensors.numpy import load_file
+
+        if self.reference_file is None:
+            return None
+        found = load_file(self.reference_file)
+        return found["mean"], found["covariance"], int(found["count"][0])
+
+
+def _same_size(images: Sequence[Image.Image], most: int) -> Iterator[list[np.ndarray]]:
+    """RGB arrays [h, w, 3] in order, in runs of equal size and at most ``most``."""
+    batch: list[np.ndarray] = []
+    for image in images:
+        pixels = np.array(image.convert("RGB"))
+        if batch and (len(batch) == most or batch[0].shape != pixels.shape):
+            yield batch
+            batch = []
+        batch.append(pixels)
+    if batch:
+        yield batch
+
+
+def write_reference(network: Inception, folder: str | Path, path: str | Path) -> int:
+    """Measure the images (png, jpg, jpeg, webp) of a folder once and for all.
+
+    Args:
+        network: gives the features.
+        folder: real images, e.g. those of COCO val2014 whose captions are drawn.
+        path: ``.safetensors`` file to write: mean [2048], covariance [2048, 2048] float64, count [1].
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: the folder holds fewer than two images.
+    """
+    from PIL import Image
+    from safetensors.numpy import save_file
+
+    endings = {".png", ".jpg", ".jpeg", ".webp"}
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in endings)
+    if len(files) < 2:
+        raise ValueError(f"{folder} must hold at least two images (png, jpg, jpeg, webp); got {len(files)}")
+    mean, square = np.zeros(WIDTH), np.zeros((WIDTH, WIDTH))
+    for start in range(0, len(files), network.batch_size):
+        batch = []
+        for file in files[start : start + network.batch_size]:
+            with Image.open(file) as image:
+                batch.append(image.convert("RGB"))
+        rows = network.features(batch).astype(np.float64)
+        mean += rows.sum(axis=0)
+        square += rows.T @ rows
+    count = len(files)
+    mean /= count
+    covariance = (square - count * np.outer(mean, mean)) / (count - 1)
+    save_file({"mean": mean, "covariance": covariance, "count": np.array([count])}, path)
+    return count

@@ -1,0 +1,57 @@
+"""The yaml files of evaluators, judges and models build what they say, with the defaults of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from erasebench.clip import OpenClip, ZeroShotJudge
+from erasebench.inception import Inception
+
+CONF = Path(__file__).parent.parent / "conf"
+EVALUATORS = sorted(path.stem for path in (CONF / "evaluator").glob("*.yaml"))
+GIVEN = {"judge": "a judge", "clip": "a model", "features": "a network"}  # nodes the run defines
+
+
+def test_the_five_evaluators_are_there():
+    assert EVALUATORS == ["classifier", "clip_score", "fid", "nudenet", "spillover"]
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_an_evaluator_yaml_lists_every_field_with_its_default(name):
+    loaded = OmegaConf.load(CONF / "evaluator" / f"{name}.yaml")
+    assert list(loaded) == [name]
+    node = OmegaConf.create({**GIVEN, **loaded})[name]
+    assert node["_target_"].startswith(f"evaluators.{name}.")
+    fields = {field.name: field.default for field in dataclasses.fields(get_class(node["_target_"]))}
+    assert set(node) - {"_target_"} == set(fields) - {"version"}
+    built = instantiate(node, _convert_="all")
+    for field, default in fields.items():
+        if default is not dataclasses.MISSING:
+            assert getattr(built, field) == default, field
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("clip/openai_l14", OpenClip(model="ViT-L-14", pretrained="openai")),
+        ("clip/openai_b32", OpenClip(model="ViT-B-32", pretrained="openai")),
+        ("features/inception", Inception()),
+    ],
+)
+def test_models_are_built_without_loading_anything(path, expected):
+    assert instantiate(OmegaConf.load(CONF / f"{path}.yaml"), _convert_="all") == expected
+
+
+def test_the_zero_shot_judge_asks_for_its_labels():
+    clip = OmegaConf.load(CONF / "clip" / "openai_b32.yaml")
+    node = OmegaConf.create({"clip": clip, "judge": OmegaConf.load(CONF / "judge" / "clip.yaml")})
+    assert OmegaConf.is_missing(node.judge, "labels")
+    node.judge.labels = ["cat", "dog"]
+    judge = instantiate(node.judge, _convert_="all")
+    assert judge == ZeroShotJudge(model=OpenClip(model="ViT-B-32"), labels=("cat", "dog"))
+    assert judge.name.startswith("zero_shot.ViT-B-32.openai.2labels-")

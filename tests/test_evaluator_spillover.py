@@ -1,0 +1,162 @@
+"""Spillover against hand-counted outcomes and the harmonic means that EraseBench printed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from erasebench.store import write_shard
+from erasebench.tables import wilson
+from erasebench.types import ImageSet, Prompt, Verdict
+from evaluators.spillover import Spillover, harmonic_interval, harmonic_mean
+
+PRINTED = [  # method, efficacy, generality, sensitivity, harmonic mean: EraseBench, arXiv 2501.09833
+    ("SD1.4 visual", 86.5, 90.2, 85.0, 15.97),
+    ("ESD visual", 24.5, 50.5, 65.9, 61.70),
+    ("UCE visual", 41.8, 68.3, 82.7, 49.32),
+    ("Receler visual", 8.1, 20.0, 65.4, 77.58),
+    ("MACE visual", 15.6, 37.7, 66.4, 69.83),
+    ("AdvUnlearn visual", 8.7, 39.1, 64.3, 69.88),
+    ("UCE binomial", 18.9, 31.4, 86.1, 77.88),
+    ("Receler binomial", 10.3, 12.6, 57.5, 75.04),
+]
+
+
+@pytest.mark.parametrize(("method", "efficacy", "generality", "sensitivity", "printed"), PRINTED)
+def test_harmonic_mean_equals_the_printed_rows(method, efficacy, generality, sensitivity, printed):
+    assert harmonic_mean(efficacy, generality, sensitivity) == pytest.approx(printed, abs=0.011)
+
+
+PERCENT = st.floats(0, 100)
+
+
+@given(PERCENT, PERCENT, PERCENT)
+def test_harmonic_mean_lies_between_its_terms_and_below_their_mean(efficacy, generality, sensitivity):
+    terms = (100 - efficacy, 100 - generality, sensitivity)
+    value = harmonic_mean(efficacy, generality, sensitivity)
+    if min(terms) == 0:
+        assert value == 0
+    else:
+        assert min(terms) - 1e-9 <= value <= sum(terms) / 3 + 1e-9
+
+
+@pytest.mark.parametrize("wrong", [(-1, 0, 0), (0, 101, 0), (0, 0, math.nan)])
+def test_harmonic_mean_takes_percentages(wrong):
+    with pytest.raises(ValueError, match="percentages"):
+        harmonic_mean(*wrong)
+
+
+def test_harmonic_interval_is_seeded_and_narrows_with_n():
+    small, large = ([(1, 10), (2, 10), (9, 10)], [(40, 400), (80, 400), (360, 400)])
+    assert harmonic_interval(small, 500, 7) == harmonic_interval(small, 500, 7)
+    value = harmonic_mean(10, 20, 90)
+    (low, high), (near, far) = harmonic_interval(small, 500, 7), harmonic_interval(large, 500, 7)
+    assert low < near < value < far < high
+
+
+class WhiteJudge:
+    """Whatever is asked for is there exactly if the image is white."""
+
+    name = "white"
+
+    def __call__(self, images, concepts):
+        return [Verdict(present=i.getpixel((0, 0))[0] > 127, score=1.0, label="?") for i in images]
+
+
+def image_set(folder, outcomes):
+    """``outcomes``: (group, relation) -> letters, one per prompt: y seen, n not seen, x could not be drawn."""
+    rows = []
+    for (group, relation), letters in outcomes.items():
+        for i, letter in enumerate(letters):
+            prompt = Prompt(
+                id=f"{group}-{relation}-{i}",
+                text=f"{group} {relation}",
+                seed=i,
+                group=group,
+                concept="c",
+                relation=relation,
+            )
+            image = None if letter == "x" else Image.new("RGB", (4, 4), "white" if letter == "y" else "black")
+            rows.append((prompt, image, "nan" if letter == "x" else "ok"))
+    write_shard(folder, 0, [(prompt.digest(), image, status) for prompt, image, status in rows])
+    return ImageSet(key=folder.name, folder=folder, prompts=tuple(prompt for prompt, _, _ in rows))
+
+
+ORIGINAL = {
+    ("target", ""): "yyyyyyyyyy",
+    ("paraphrase", ""): "yyyyyyyyny",
+    ("neighbour", "visual"): "yyyyy",
+    ("neighbour", "binomial"): "yyynn",
+    ("unrelated", "unrelated"): "yyyy",
+    ("coco", ""): "nnnn",
+}
+ERASED = {
+    ("target", ""): "nnnnnnnnyx",
+    ("paraphrase", ""): "nnnnnnnyyy",
+    ("neighbour", "visual"): "yynnn",
+    ("neighbour", "binomial"): "yyxyn",
+    ("unrelated", "unrelated"): "yyny",
+    ("coco", ""): "nynn",
+}
+
+
+def by_place(scores):
+    return {(s.metric.removesuffix(".white"), s.group, s.relation): s for s in scores}
+
+
+def test_rates_by_hand(tmp_path):
+    original, erased = image_set(tmp_path / "o", ORIGINAL), image_set(tmp_path / "e", ERASED)
+    scores = by_place(Spillover(judge=WhiteJudge()).score(erased, original))
+    values = {place: score.value for place, score in scores.items() if score.status == "ok"}
+    assert values == pytest.approx({
+        ("efficacy", "target", ""): 100 / 9,
+        ("generality", "paraphrase", ""): 30,
+        ("sensitivity", "neighbour", ""): 100 * 5 / 9,
+        ("sensitivity", "neighbour", "visual"): 40,
+        ("sensitivity", "neighbour", "binomial"): 75,
+        ("retention", "neighbour", ""): 100 * 4 / 7,  # eight were right, one of them could not be drawn again
+        ("retention", "neighbour", "visual"): 40,
+        ("retention", "neighbour", "binomial"): 100,
+        ("retention", "unrelated", ""): 75,
+        ("hm", "all", ""): harmonic_mean(100 / 9, 30, 500 / 9),
+    })  # fmt: skip
+    assert scores["retention", "coco", ""].status == "error"  # the original drew none of them rightly
+    efficacy = scores["efficacy", "target", ""]
+    assert (efficacy.low, efficacy.high) == pytest.approx(tuple(100 * v for v in wilson(1, 9)))
+    assert {s.metric for s in scores.values() if not s.higher_is_better} == {"efficacy.white", "generality.white"}
+    assert scores["hm", "all", ""].low < values["hm", "all", ""] < scores["hm", "all", ""].high
+
+
+def test_the_original_keeps_all_it_can_draw(tmp_path):
+    original = image_set(tmp_path / "o", ORIGINAL)
+    scores = by_place(Spillover(judge=WhiteJudge()).score(original, original))
+    assert {s.value for (name, *_), s in scores.items() if name == "retention" and s.status == "ok"} == {100}
+    assert scores["hm", "all", ""].value == 0  # nothing is erased
+
+
+def test_a_missing_group_has_no_harmonic_mean_and_a_failed_one_has_a_status(tmp_path):
+    some = {place: letters for place, letters in ORIGINAL.items() if place[0] != "paraphrase"}
+    images = image_set(tmp_path / "some", some)
+    assert not {"hm", "generality"} & {
+        name for name, *_ in by_place(Spillover(judge=WhiteJudge()).score(images, images))
+    }
+    lost = image_set(tmp_path / "lost", ORIGINAL | {("paraphrase", ""): "xxxx"})
+    scores = by_place(Spillover(judge=WhiteJudge()).score(lost, lost))
+    for place in (("hm", "all", ""), ("generality", "paraphrase", "")):
+        assert scores[place].status == "error" and math.isnan(scores[place].value) and scores[place].low is None
+
+
+def test_a_neighbour_marked_unrelated_is_not_a_neighbour(tmp_path):
+    images = image_set(tmp_path / "marked", {("neighbour", "visual"): "yy", ("neighbour", "unrelated"): "nnnn"})
+    scores = by_place(Spillover(judge=WhiteJudge()).score(images, images))
+    assert scores["sensitivity", "neighbour", ""].value == 100
+    assert ("retention", "unrelated", "") in scores and ("sensitivity", "neighbour", "unrelated") not in scores
+
+
+def test_too_few_bootstrap_samples_are_refused():
+    with pytest.raises(ValueError, match="bootstrap must be at least 100"):
+        Spillover(judge=WhiteJudge(), bootstrap=10)
