@@ -1,0 +1,63 @@
+"""The embedded world's CLIP: unit features of images and texts from the shipped contrastive model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from erasebench.emoji.classifier import WEIGHTS, to_pictures
+
+
+@dataclass(frozen=True)
+class EmojiCLIP:
+    """Image and text features in one space; always the un-erased text encoder.
+
+    >>> clip = load_contrastive()
+    >>> clip.text_features(["a cat", "a kitty", "a bus"]).shape
+    (3, 128)
+    """
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def name(self) -> str:
+        return "emoji_contrastive"
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Unit features float32 [n, 128]."""
+        return self.model.image(to_pictures(images)).numpy()
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit features float32 [n, 128]; over-long texts are cut at 77 tokens."""
+        ids = self.tokenizer(list(texts), padding=True, truncation=True, max_length=77, return_tensors="pt").input_ids
+        return self.model.words(ids).numpy()
+
+
+@cache
+def load_contrastive(folder: Path = WEIGHTS) -> EmojiCLIP:
+    """The shipped contrastive model, float32, in evaluation mode."""
+    from transformers import CLIPTokenizer
+
+    from erasebench.emoji import parts
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    model = parts.Contrastive(tokenizer)
+    tensors = load_file(folder / "contrastive" / "model.safetensors")
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    tensors |= {f"text.{k.removeprefix('text_model.')}": v for k, v in text.items()}
+    expected = set(model.state_dict())
+    if set(tensors) != expected:  # transformers has renamed the prefix before
+        tensors = {k if k in expected else k.replace("text.", "text.text_model.", 1): v for k, v in tensors.items()}
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    return EmojiCLIP(model.eval().requires_grad_(False), tokenizer)

@@ -1,0 +1,227 @@
+"""Train the embedded model: ``python -m erasebench.emoji.train --out FOLDER`` (see the model card for its cost).
+
+Stages, each seeded, checkpointed and skipped when finished: ``contrastive`` (tokenizer, text and vision encoders),
+``classifier`` (independent of all others), ``narrow``,
+``autoencoder``, ``states`` (latents and text states, cached), ``unet``, ``decoder``,
+``export`` (fp16 safetensors in the Hugging Face layout). ``--workers 2`` averages gradients over two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+log = logging.getLogger("erasebench.emoji.train")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a worker is and what it may use."""
+
+    out: Path
+    data: Path
+    rank: int
+    workers: int
+    scale: float  # factor on every stage's number of steps
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """Randomness of one step: depends on stage, step and worker only, so a resumed run repeats it."""
+        return torch.Generator().manual_seed(hash_int(f"{stage} {step} {self.rank}"))
+
+
+def hash_int(text: str) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
+    """Replace gradients by their mean over the workers."""
+    if workers == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= workers
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def optimise(
+    ctx: Context, stage: str, model: nn.Module, loss: Callable[[int, torch.Generator], Tensor], *,
+    steps: int, lr: float, betas: tuple[float, float] = (0.9, 0.98), weight_decay: float = 0.01, warmup: int = 100,
+    flat: float = 0.0, ema: float = 0.0, every: int = 250,
+) -> None:  # fmt: skip
+    """Train ``model`` in place with AdamW; checkpoint every ``every`` steps; end with the EMA weights if ``ema``.
+
+    The learning rate warms up, stays for the share ``flat`` of the steps, then falls to zero as a cosine.
+    """
+    final = ctx.out / stage / "final.safetensors"
+    if final.exists():
+        model.load_state_dict(load_file(final))
+        return
+    steps = max(1, int(steps * ctx.scale))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    opt = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    shadow = {k: v.clone() for k, v in model.state_dict().items()} if ema else {}
+    start = restore(ctx, stage, model, opt, shadow)
+
+    def rate(step: int) -> float:
+        decay = max(0.0, step - flat * steps) / (steps * (1 - flat))
+        return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(decay * math.pi))
+
+    model.train()
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=stage, disable=not ctx.main, mininterval=10)
+    history: list[float] = []
+    parent = os.getppid()
+    for step in bar:
+        if os.getppid() != parent and ctx.workers > 1:  # the command was killed: do not go on as an orphan
+            raise SystemExit(1)
+        opt.param_groups[0]["lr"] = lr * rate(step)
+        value = loss(step, ctx.generator(stage, step))
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"{stage}: loss is {value.item()} at step {step}; the last checkpoint is kept")
+        value.backward()
+        average_gradients(parameters, ctx.workers)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=False)
+        if ema:
+            decay = min(ema, (1 + step) / (10 + step))
+            for k, v in model.state_dict().items():
+                shadow[k].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[k].copy_(v)
+        history.append(value.item())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{sum(history[-50:]) / len(history[-50:]):.4f}")
+        if (step + 1) % every == 0 and ctx.main:
+            checkpoint(ctx, stage, step + 1, model, opt, shadow)
+    if ema:
+        model.load_state_dict(shadow)
+    if ctx.main:
+        save(final, model.state_dict())
+        log.info("%s: %d steps, loss %.4f", stage, steps, sum(history[-50:]) / max(1, len(history[-50:])))
+    barrier(ctx)
+
+
+def barrier(ctx: Context) -> None:
+    if ctx.workers > 1:
+        dist.barrier()
+
+
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write safetensors beside the place and rename into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, part)
+    os.replace(part, path)
+
+
+def checkpoint(
+    ctx: Context, stage: str, step: int, model: nn.Module, opt: torch.optim.Optimizer, shadow: dict[str, Tensor]
+) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in shadow.items()}
+    for i, state in opt.state_dict()["state"].items():
+        tensors |= {f"opt.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    save(ctx.out / stage / "last.safetensors", tensors | {"step": torch.tensor(step)})
+
+
+def restore(ctx: Context, stage: str, model: nn.Module, opt: torch.optim.Optimizer, shadow: dict[str, Tensor]) -> int:
+    """Load the last checkpoint if there is one; returns the step to go on from."""
+    path = ctx.out / stage / "last.safetensors"
+    if not path.exists():
+        return 0
+    tensors = load_file(path)
+    pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+    model.load_state_dict(pick("model."))
+    for k, v in pick("ema.").items():
+        shadow[k].copy_(v)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, v in pick("opt.").items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = v
+    opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
+    log.info("%s: resumed at step %d", stage, int(tensors["step"]))
+    return int(tensors["step"])
+
+
+def stages() -> Iterator[tuple[str, Callable[[Context], None]]]:
+    from erasebench.emoji import drawing, recognition
+
+    yield from [
+        ("contrastive", recognition.contrastive), ("classifier", recognition.classifier), ("narrow", drawing.narrow),
+        ("autoencoder", drawing.autoencoder), ("states", drawing.states), ("unet", drawing.unet),
+        ("decoder", drawing.decoder), ("export", export),
+    ]  # fmt: skip
+
+
+def export(ctx: Context) -> None:
+    """Write the Stable Diffusion folder and the judges' weights as fp16 safetensors to ``OUT/weights``."""
+    from erasebench.emoji.export import export as write
+
+    if ctx.main:
+        record = ctx.out / "seconds.json"
+        write(ctx.out, ctx.data, json.loads(record.read_text()) if record.exists() else {})
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One worker: run the chosen stages in order."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(max(1, args.threads // args.workers))
+    torch.manual_seed(0)
+    if args.workers > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
+        dist.init_process_group("gloo", rank=rank, world_size=args.workers)
+    ctx = Context(args.out, args.data, rank, args.workers, args.scale)
+    for name, run in stages():
+        if name in args.stage:
+            started = time.time()
+            run(ctx)
+            if ctx.main:
+                record = ctx.out / "seconds.json"
+                seconds = json.loads(record.read_text()) if record.exists() else {}
+                seconds[name] = round(seconds.get(name, 0) + time.time() - started)
+                record.write_text(json.dumps(seconds, indent=1))
+            barrier(ctx)
+
+
+def main() -> None:
+    names = ["contrastive", "classifier", "narrow", "autoencoder", "states", "unet", "decoder", "export"]
+    parser = argparse.ArgumentParser(prog="python -m erasebench.emoji.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the exported model")
+    parser.add_argument("--data", type=Path, help="folder for the artwork (default: OUT/data); fetched with npm once")
+    parser.add_argument("--stage", nargs="+", choices=names, default=names)
+    parser.add_argument("--workers", type=int, default=1, help="processes that average gradients")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on the steps of every stage, for a quick trial"
+    )
+    parser.add_argument("--port", type=int, default=29571)
+    args = parser.parse_args()
+    args.data = args.data or args.out / "data"
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.workers == 1:
+        work(0, args)
+    else:
+        mp.spawn(work, (args,), nprocs=args.workers)
+
+
+if __name__ == "__main__":
+    main()
