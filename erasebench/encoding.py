@@ -48,8 +48,8 @@ def encode(pipe: Pipeline, texts: Sequence[str], batch_size: int = 64, rows: int
     of ``""``, too, although SDXL itself is guided away from zeros.
 
     Args:
-        rows: only the leading rows, at proportionally lower cost: the text encoders are causal, so they do not depend on
-            the rows that follow. None: all.
+        rows: only the leading rows, at proportionally lower cost: the text encoders are causal, so these rows do not
+            depend on those that follow. None: all.
 
     Returns:
         [n, tokens (or rows), width] in the text encoder's dtype, on its device.

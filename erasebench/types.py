@@ -215,7 +215,7 @@ class Attack(Protocol):
 
 
 class Evaluator(Protocol):
-    """A measurement. ``groups`` are the prompt groups whose images it needs; ``version`` changes with the definition."""
+    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes."""
 
     groups: tuple[str, ...]
     version: int

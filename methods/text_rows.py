@@ -202,7 +202,7 @@ def _kept_rows(pipe: Pipeline, filled: _Filled, pooling: Pooling, pads: int, bat
 
 
 def _states(pipe: Pipeline, texts: Sequence[str], rows: int | None = None) -> Tensor:
-    """E(text) [n, rows, d] float64 on the CPU, all rows if None; texts with the same tokens (``""`` and ``" "``) are encoded once."""
+    """E(text) [n, rows, d] float64 on the CPU (None: all); equal tokens (``""`` and ``" "``) are encoded once."""
     keys = [tuple(ids) for ids in tokenise(pipe, texts).tolist()]
     distinct = dict(zip(keys, texts, strict=True))
     place = {key: i for i, key in enumerate(distinct)}

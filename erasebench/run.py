@@ -1,0 +1,215 @@
+"""One run in six steps, each a function a notebook could call: load, erase, attack, draw, score, record.
+
+Every step's result is content-addressed (``erasebench.store``), so a grid shares what it can, a killed run goes on
+where it stopped, and a finished one only reads its tables.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from erasebench import conf_folder, provenance, store, tables
+from erasebench.sources import folder_hash, source_hash, targets
+from erasebench.types import Concept, Prompt
+
+VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
+IDENTITY = (
+    "model",
+    "concept",
+    "method",
+    "recipe",
+    "attack",
+    "budget",
+    "evaluator",
+    "judge",
+    "clip",
+    "features",
+    "prompts",
+    "seed",
+)
+FREE = {"model": ("batch_size", "device")}  # settings that do not change results
+EMBEDDED = Path(__file__).parent / "emoji" / "weights"
+
+
+def _labels(_root_: DictConfig) -> list[str]:
+    """``${labels:}``: the concept and everything it is compared with, the label set of a zero-shot judge."""
+    related = [name for names in _root_.concept.neighbours.values() for name in names]
+    return list(dict.fromkeys([_root_.concept.name, *related]))
+
+
+OmegaConf.register_new_resolver("labels", _labels, replace=True)
+
+
+@dataclass
+class Cell:
+    """One run: its resolved config, its place, its hashes, and what each step cost."""
+
+    config: dict[str, Any]
+    names: dict[str, str]
+    root: Path
+    folder: Path
+    model_hash: str = ""
+    judge_hash: str = ""  # of the embedded weights, which hold the judge, the contrastive model and the statistics
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of the config that decides the results."""
+        part = {k: self.config[k] for k in IDENTITY}
+        model = {k: v for k, v in self.config["model"].items() if k not in FREE["model"]}
+        return part | {"model": model, "names": self.names}
+
+    @property
+    def key(self) -> str:
+        sources = source_hash(targets(self.identity))
+        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources)
+
+    @contextmanager
+    def measured(self, name: str) -> Iterator[dict[str, Any]]:
+        """Record a step's seconds and the process's peak memory after it."""
+        started = time.perf_counter()
+        record: dict[str, Any] = {"cached": False}
+        yield record
+        record |= {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
+        self.steps[name] = record
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: its folder, the tidy scores, their summary, and whether all of it was there already."""
+
+    folder: Path
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    record: dict[str, Any]
+    cached: bool
+
+
+def plan(cfg: DictConfig) -> Cell:
+    """Resolve the config, check what can be checked before anything is loaded, and fix the run's folder.
+
+    Raises:
+        ValueError, OSError: an impossible setting; a results folder that is not writable; another config in the folder.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    config = OmegaConf.to_container(cfg, resolve=True)
+    check_numbers(config)
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
+    names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
+    root = store.check_writable(config["results"])
+    default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
+    method = names["method"] if default else f"{names['method']}-paper"
+    folder = root / "runs" / names["model"] / names["concept"] / method / names["attack"] / f"seed{config['seed']}"
+    cell = Cell(config, names, root, folder)
+    cell.model_hash = model_hash(config["model"], root)
+    cell.judge_hash = folder_hash(EMBEDDED, root / "cache" / "fingerprints.json")
+    refuse_other_config(cell)
+    return cell
+
+
+def check_numbers(config: Any) -> None:
+    """Values that cannot be right anywhere: a negative seed, steps or batch size below one."""
+    for path, least in (("seed", 0), ("model.steps", 1), ("model.batch_size", 1)):
+        value = config
+        for part in path.split("."):
+            value = value[part]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{path} must be an integer >= {least}; got {value!r}")
+
+
+def has_recipe(method: str, model: str) -> bool:
+    """Whether this model has its own recipe of a method (then ``recipe=paper`` is a different run)."""
+    return (conf_folder() / "recipe" / f"{method}_{model}.yaml").exists()
+
+
+def model_hash(model: Mapping[str, Any], root: Path) -> str:
+    """Identity of the weights: hash of a folder's files, or hub id and revision (loading checks both)."""
+    path = Path(model["path"]) if model["path"] else EMBEDDED
+    if (path / "model_index.json").exists():
+        return folder_hash(path, root / "cache" / "fingerprints.json")
+    return store.key(str(path), model["revision"])
+
+
+def refuse_other_config(cell: Cell) -> None:
+    """A run folder belongs to one config."""
+    try:
+        before = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError):
+        return
+    now = json.loads(json.dumps(cell.identity))
+    if before != now:
+        flat = lambda d: pd.json_normalize(d, sep=".").iloc[0].astype(str).to_dict()  # noqa: E731
+        a, b = flat(before), flat(now)
+        differ = [f"{k} was {a.get(k)} and is {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+        raise ValueError(
+            f"{cell.folder} holds a run with another config: {'; '.join(differ[:4])}; "
+            "choose another seed=, another results=DIR, or delete that folder"
+        )
+
+
+def finished(cell: Cell) -> Result | None:
+    """The stored result if this very run is complete."""
+    try:
+        record = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))
+        if record["key"] != cell.key:
+            return None
+        scores = tables.read_scores(cell.folder / "scores.parquet")
+        summary = pd.read_csv(cell.folder / "summary.csv", keep_default_na=False, na_values=[""])
+        return Result(cell.folder, scores, summary, record, True) if (cell.folder / "grid.png").exists() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def build(config: Any) -> Any:
+    """Instantiate a config node; the error of the object itself is raised, not Hydra's wrapping of it."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None
+
+
+def run(cfg: DictConfig) -> Result:
+    """Run one cell, or read it if it was run before.
+
+    Raises:
+        ValueError, OSError: bad input, one line, before any weight is loaded where that is possible.
+    """
+    cell = plan(cfg)
+    if result := finished(cell):
+        return result
+    from erasebench import steps
+
+    config = cell.config
+    concept: Concept = build(config["concept"])
+    method, attack, judge = build(config["method"]), build(config["attack"]), build(config["judge"])
+    evaluators = {name: build(node) for name, node in config["evaluator"].items()}
+    prompts: list[Prompt] = build(config["prompts"]).prompts(concept)
+    if not prompts:
+        raise ValueError(
+            f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
+        )
+    judge.check({p.concept for p in prompts if p.concept})
+    wanted = {g for e in evaluators.values() for g in e.groups}
+    prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
+
+    original = steps.load(cell)
+    erased, erased_key = steps.erase(cell, method, original, concept)
+    prompts = prompts + steps.attack(cell, attack, erased, erased_key, original, prompts, concept, judge)
+    images = steps.draw(cell, {"original": (original, cell.model_hash), "erased": (erased, erased_key)}, prompts)
+    scores = steps.score(cell, evaluators, images)
+    versions = {name: evaluator.version for name, evaluator in evaluators.items()}
+    return steps.record(cell, scores, images, attack.access, versions)

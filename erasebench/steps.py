@@ -1,0 +1,226 @@
+"""The six steps of a run: load, erase, attack, draw, score, record; each looks into the store before it works."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from erasebench import checks, diffusion, provenance, store, tables
+from erasebench.contact_sheet import contact_sheet
+from erasebench.files import replacing
+from erasebench.run import EMBEDDED, VERSION, Cell, Result
+from erasebench.sources import source_hash, targets
+from erasebench.types import Attack, Concept, Evaluator, ImageSet, Judge, Method, Pipeline, Prompt, Score
+
+COMMIT = 2  # batches drawn between two commits
+_pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once
+
+
+def load(cell: Cell) -> Pipeline:
+    """The original model, float weights as configured, on the configured device."""
+    model = cell.config["model"]
+    device = model["device"] if model["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    name = f"{cell.model_hash} {model['dtype']} {device}"
+    with cell.measured("load") as record:
+        record["cached"] = name in _pipes
+        if name not in _pipes:
+            _pipes.clear()
+            path = model["path"] or EMBEDDED
+            _pipes[name] = diffusion.load(path, revision=model["revision"], dtype=model["dtype"], device=device)
+    return _pipes[name]
+
+
+def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
+    """The erased model, always rebuilt from its stored changed tensors, and the key of its weights."""
+    node, concept_node = cell.config["method"], cell.config["concept"]
+    key = store.key(
+        VERSION, cell.model_hash, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node))
+    )
+
+    def make(folder: Path) -> None:
+        changed = diffusion.changed_tensors(method.erase(original, concept), original)
+        for name, tensor in changed.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"method {cell.names['method']} made {name} NaN or infinite; nothing was kept; use a larger lamb"
+                )
+        save_file({k: v.contiguous().cpu() for k, v in changed.items()}, folder / "changed.safetensors")
+        (folder / "erasure.json").write_text(
+            json.dumps({"method": node, "concept": concept_node, "model": cell.model_hash}, indent=1)
+        )
+
+    with cell.measured("erase") as record:
+        record["cached"] = store.read_manifest(cell.root / "cache" / "erase" / key) is not None
+        folder = store.step(cell.root, "erase", key, make)
+        tensors = load_file(folder / "changed.safetensors")
+        record |= {"changed_tensors": len(tensors), "bytes": (folder / "changed.safetensors").stat().st_size}
+    if not tensors:
+        return original, cell.model_hash
+    return diffusion.apply_tensors(original, tensors), key
+
+
+def attack(
+    cell: Cell, attack: Attack, erased: Pipeline, erased_key: str, original: Pipeline,
+    prompts: Sequence[Prompt], concept: Concept, judge: Judge,
+) -> list[Prompt]:  # fmt: skip
+    """The adversarial prompts; searched once per model and concept unless the attack looks at the erased model."""
+    sources = [p for p in prompts if p.group == "target"]
+    node = cell.config["attack"]
+    victim = erased_key if attack.access == "model" else ""
+    key = store.key(
+        VERSION, cell.model_hash, victim, node, cell.config["concept"], [[p.id, p.digest()] for p in sources],
+        source_hash(targets(node)),
+    )  # fmt: skip
+
+    def make(folder: Path) -> None:
+        found = attack.attack(erased, original, sources, concept, judge)
+        embeds = {p.id: torch.from_numpy(p.embeds) for p in found if p.embeds is not None}
+        rows = [{k: v for k, v in asdict(p).items() if k != "embeds"} for p in found]
+        (folder / "prompts.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        save_file(embeds, folder / "embeds.safetensors")
+
+    with cell.measured("attack") as record:
+        record["cached"] = store.read_manifest(cell.root / "cache" / "attack" / key) is not None
+        folder = store.step(cell.root, "attack", key, make)
+        embeds = load_file(folder / "embeds.safetensors")
+        rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+        record |= {"prompts": len(rows), "folder": str(folder)}
+    arrays: dict[str, np.ndarray] = {k: v.numpy() for k, v in embeds.items()}
+    return [Prompt(**row, embeds=arrays.get(row["id"])) for row in rows]
+
+
+def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
+    """Images of every model for the same prompts and the same noise; committed every few batches."""
+    model = cell.config["model"]
+    settings = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
+    sets = {}
+    for side, (_, weights) in models.items():
+        key = store.key(VERSION, weights, settings)
+        sets[side] = ImageSet(key=key, folder=store.image_folder(cell.root, key), prompts=tuple(prompts))
+    by_digest = {p.digest(): p for p in prompts}
+    with cell.measured("draw") as record:
+        todo = {side: store.missing(images.folder, by_digest) for side, images in sets.items()}
+        if sets["erased"].key == sets["original"].key:
+            todo["erased"] = []
+        total = sum(map(len, todo.values()))
+        record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
+        with tqdm(total=total, desc="draw", unit="image", disable=None if total else True, smoothing=0.1) as bar:
+            for side, digests in todo.items():
+                _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
+    return sets
+
+
+def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: tqdm) -> None:
+    """Draw prompts in full batches (the last is filled up), so that no image depends on how many are left."""
+    size = model["batch_size"]
+    for start in range(0, len(prompts), COMMIT * size):
+        part = prompts[start : start + COMMIT * size]
+        filled = part + [part[0]] * (-len(part) % size)
+        drawn = diffusion.generate(
+            pipe, filled, steps=model["steps"], guidance_scale=model["guidance_scale"],
+            height=model["height"], width=model["width"], batch_size=size,
+        )  # fmt: skip
+        rows: list[store.Row] = []
+        for prompt, image, status in drawn:
+            if len(rows) < len(part):
+                rows.append((prompt.digest(), image, status))
+                bar.update()
+        store.write_shard(folder, start // (COMMIT * size), rows)
+
+
+def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, ImageSet]) -> dict[str, list[Score]]:
+    """Scores of both models by every evaluator; the original's are shared by all methods."""
+    out: dict[str, list[Score]] = {side: [] for side in images}
+    shared = {k: cell.config[k] for k in ("judge", "clip", "features")}
+    with cell.measured("score") as record, tqdm(total=2 * len(evaluators), desc="score", disable=None) as bar:
+        record["cached"] = True
+        for name, evaluator in evaluators.items():
+            node = cell.config["evaluator"][name]
+            for side in ("original", "erased"):
+                subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
+                asked = [[p.id, p.digest(), p.group, p.concept, p.relation] for p in subset.prompts]
+                inputs = [subset.key, base.key, cell.judge_hash, asked]
+                key = store.key(evaluator.version, node, source_hash(targets([node, shared])), shared, inputs)
+                record["cached"] &= store.read_manifest(cell.root / "cache" / "score" / key) is not None
+                folder = store.step(cell.root, "score", key, partial(_score, evaluator, subset, base))
+                out[side] += [Score(**row) for row in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
+                bar.set_postfix_str(name)
+                bar.update()
+    return out
+
+
+def _score(evaluator: Evaluator, images: ImageSet, original: ImageSet, folder: Path) -> None:
+    rows = [asdict(s) for s in evaluator.score(images, original)] if images.prompts else []
+    (folder / "scores.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def record(
+    cell: Cell,
+    scores: Mapping[str, list[Score]],
+    images: Mapping[str, ImageSet],
+    access: str,
+    versions: Mapping[str, int],
+) -> Result:
+    """Write scores.parquet, summary.csv, grid.png and, last, run.json."""
+    names, config = cell.names, cell.config
+    labels = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack")} | {"access": access}
+    frame = pd.concat(
+        tables.scores_frame(rows, run=cell.key, side=side, versions=versions, prompts=images[side].prompts, **labels)
+        for side, rows in scores.items()
+    )
+    path = tables.write_scores(cell.folder / "scores.parquet", frame)
+    frame = tables.read_scores(path)
+    summary = tables.summarise(frame)
+    flags = checks.flags(frame, summary)
+    tables.write_csv(cell.folder / "summary.csv", summary)
+    blur = config["model"]["blur_unsafe"] and config["concept"]["kind"] == "unsafe"
+    with replacing(cell.folder / "grid.png") as work:
+        contact_sheet(images["original"], images["erased"], title=_title(names), blur=blur).save(work, format="PNG")
+    run = {
+        "key": cell.key,
+        "identity": json.loads(json.dumps(cell.identity)),
+        "model_hash": cell.model_hash,
+        "config": config,
+        "attack": _budget(images["original"].prompts),
+        "flags": flags,
+        "steps": cell.steps,
+        **provenance.record(),
+    }
+    with replacing(cell.folder / "run.json") as work:
+        work.write_text(json.dumps(run, indent=1, default=str), encoding="utf-8")
+    return Result(cell.folder, frame, summary, run, False)
+
+
+def _budget(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are."""
+    infos = [p.info for p in prompts if p.group == "attack"]
+    if not infos:
+        return {}
+    texts = {p.text: p.info for p in prompts if p.group == "attack"}
+    out: dict[str, Any] = {"prompts": len(infos), "distinct_texts": len(texts)}
+    for name, value in infos[0].items():
+        values = [info[name] for info in texts.values()]
+        if isinstance(value, bool):
+            out[f"share_{name}"] = sum(values) / len(values)
+        elif name == "evaluations":
+            out[name] = sum(values)
+        elif all(v == value for v in values):
+            out[name] = value
+        else:
+            out[f"mean_{name}"] = sum(values) / len(values)
+    return out
+
+
+def _title(names: Mapping[str, str]) -> str:
+    erasure = f"{names['concept']} erased by {names['method']} ({names['recipe']}) on {names['model']}"
+    return f"{erasure}, attack {names['attack']}"

@@ -1,0 +1,100 @@
+"""The same command on a pipeline of Stable Diffusion 1.4's exact shape and tokenizer, random weights, from a folder."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+REPO = Path(__file__).parents[1]
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """OpenAI's CLIP vocabulary as open_clip ships it: 49,408 tokens, 77 positions."""
+    import open_clip
+
+    file = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    text = gzip.decompress(file.read_bytes()).decode()
+    merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    words = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), start, end]
+    vocab = {word: i for i, word in enumerate(words)}
+    names = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, **names)
+
+
+@pytest.fixture(scope="module")
+def sd14(tmp_path_factory) -> Path:
+    """Random weights in Stable Diffusion 1.4's shape, float16 safetensors, as ``save_pretrained`` writes them."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+            projection_dim=768, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+        )
+    ).half()  # fmt: skip
+    for part in (unet, vae):
+        part.to_empty(device="cpu").half()
+        for name, p in part.named_parameters():
+            fan_in = p[0].numel() if p.dim() > 1 else 0
+            p.data.normal_(std=fan_in**-0.5) if fan_in else p.data.fill_(float(name.endswith("weight")))
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
+        scheduler=PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("sd14") / "pipeline"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rece", "uce_tensor"])
+def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path, method):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sensitive prompt,normal prompt\na church,a field\nan old church,an old field\n")
+    args = [
+        "model=sd14", f"model.path={sd14}", "concept=church", f"method={method}", "attack=ringabell",
+        f"results={tmp_path}",
+        "model.steps=2", "model.height=64", "model.width=64", "model.batch_size=2", "model.device=cpu",
+        "prompts.n={target:2,paraphrase:1,neighbour:0,unrelated:1,coco:0}", "evaluator=[nudenet]",
+        "attack/vector=csv", f"attack.vector.path={pairs}", "attack.population=4", "attack.generations=2",
+        "attack.sources=1",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "erasebench", *args],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "runs/sd14/church" / method / "ringabell/seed0"
+    scores = pd.read_parquet(folder / "scores.parquet")
+    assert set(scores.group) == {"target", "attack"} and set(scores.recipe) == {"paper"}
+    record = json.loads((folder / "run.json").read_text())
+    assert record["steps"]["erase"]["changed_tensors"] == 32
