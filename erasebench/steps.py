@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from erasebench import checks, diffusion, provenance, store, tables
+from erasebench import checks, diffusion, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
@@ -48,7 +48,8 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
     )
 
     def make(folder: Path) -> None:
-        changed = diffusion.changed_tensors(method.erase(original, concept), original)
+        with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"):
+            changed = diffusion.changed_tensors(method.erase(original, concept), original)
         for name, tensor in changed.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(
@@ -83,7 +84,8 @@ def attack(
     )  # fmt: skip
 
     def make(folder: Path) -> None:
-        found = attack.attack(erased, original, sources, concept, judge)
+        with workspace.use(cell.root / "cache" / "work" / f"attack-{key}"):
+            found = attack.attack(erased, original, sources, concept, judge)
         embeds = {p.id: torch.from_numpy(p.embeds) for p in found if p.embeds is not None}
         rows = [{k: v for k, v in asdict(p).items() if k != "embeds"} for p in found]
         (folder / "prompts.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
