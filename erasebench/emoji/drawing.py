@@ -23,17 +23,9 @@ def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
-def narrow(ctx: Context) -> None:
-    """First half of the autoencoder's training, with 4 latent channels: the body of the network learns to draw."""
-    _train_autoencoder(ctx, "narrow", parts.autoencoder(4), steps=1900, lr=2e-3, flat=0.3)
-
-
 def autoencoder(ctx: Context) -> None:
-    """Second half, with 8 latent channels; all but the layers around the latents start from the first half."""
-    model = parts.autoencoder()
-    before, now = load_file(ctx.out / "narrow" / "final.safetensors"), model.state_dict()
-    model.load_state_dict({k: before[k] if before[k].shape == v.shape else v for k, v in now.items()})
-    _train_autoencoder(ctx, "autoencoder", model, steps=1500, lr=1.5e-3, flat=0.4)
+    """64 px pictures to 8 x 8 latents of 8 channels, and back."""
+    _train_autoencoder(ctx, "autoencoder", parts.autoencoder(), steps=3600, lr=2e-3, flat=0.4)
 
 
 def decoder(ctx: Context) -> None:
@@ -42,7 +34,7 @@ def decoder(ctx: Context) -> None:
     model.load_state_dict(load_file(ctx.out / "autoencoder" / "final.safetensors"))
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    _train_autoencoder(ctx, "decoder", model, steps=1300, lr=1.2e-3, flat=0.3)
+    _train_autoencoder(ctx, "decoder", model, steps=900, lr=1.2e-3, flat=0.2)
 
 
 def _train_autoencoder(ctx: Context, stage: str, model: AutoencoderKL, *, steps: int, lr: float, flat: float) -> None:
@@ -168,4 +160,4 @@ def unet(ctx: Context) -> None:
             out = model(noise.add_noise(x0, eps, t), t, states).sample
         return (weight[t] * (out.float() - eps).square().mean((1, 2, 3))).mean()
 
-    optimise(ctx, "unet", model, loss, steps=4000, lr=1.5e-3, warmup=200, flat=0.55, ema=0.998, every=200)
+    optimise(ctx, "unet", model, loss, steps=6000, lr=1.5e-3, warmup=200, flat=0.55, ema=0.998, every=200)

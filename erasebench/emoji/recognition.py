@@ -39,7 +39,7 @@ def _all_texts(art: artwork.Artwork) -> list[str]:
 
 
 def tokenizer(ctx: Context) -> CLIPTokenizer:
-    """The tokenizer, trained once by the main worker."""
+    """The tokenizer, trained once."""
     folder = ctx.out / "tokenizer"
     if not (folder / "vocab.json").exists():
         parts.train_tokenizer(_all_texts(artwork.load(ctx.data)), folder)
@@ -96,7 +96,7 @@ def contrastive(ctx: Context) -> None:
     frames = ["{}", "a {}", "a picture of a {}", "a drawing of a {}", "an emoji of a {}"]
 
     def loss(step: int, g: torch.Generator) -> Tensor:
-        pictures, texts, truth = _pairs(ctx, art, step, g, 64)
+        pictures, texts, truth = _pairs(ctx, art, step, g, 128)
         pictures = pictures + 0.05 * torch.randn(pictures.shape, generator=g)
         rng, m = step_rng(ctx, "zero-shot", step), _matches(texts, truth)
         frame = rng.choice(frames)
@@ -116,7 +116,7 @@ def contrastive(ctx: Context) -> None:
         total = total + cross_entropy(scale * x[inside].float() @ z.float().T, concept)
         return total + 0.5 * cross_entropy(scale * x.float() @ w.float().T, style)
 
-    optimise(ctx, "contrastive", model, loss, steps=1600, lr=1e-3, weight_decay=0.05, warmup=100)
+    optimise(ctx, "contrastive", model, loss, steps=2200, lr=1e-3, weight_decay=0.05, warmup=100)
 
 
 def load_contrastive(ctx: Context) -> parts.Contrastive:
@@ -142,8 +142,6 @@ def _augment(x: Tensor, g: torch.Generator, rng: random.Random) -> Tensor:
 
 def classifier(ctx: Context) -> None:
     """Concept (with class other), style and background on all styles, also those the generator never draws."""
-    if not ctx.main:  # small: one process is enough, and batch statistics stay simple
-        return
     art, colours = artwork.load(ctx.data), artwork.colours()
     labels = {"concept": [*THINGS, "other"], "style": STYLES, "background": PLACES}
     model, other = EmojiClassifier(labels), len(THINGS)
@@ -180,5 +178,4 @@ def classifier(ctx: Context) -> None:
             + 0.5 * cross_entropy(out["background"].float(), place)
         )
 
-    alone = Context(ctx.out, ctx.data, 0, 1, ctx.scale)
-    optimise(alone, "classifier", model, loss, steps=2200, lr=2e-3, warmup=100, weight_decay=0.02)
+    optimise(ctx, "classifier", model, loss, steps=2200, lr=2e-3, warmup=100, weight_decay=0.02)

@@ -1,9 +1,9 @@
 """Train the embedded model: ``python -m erasebench.emoji.train --out FOLDER`` (see the model card for its cost).
 
 Stages, each seeded, checkpointed and skipped when finished: ``contrastive`` (tokenizer, text and vision encoders),
-``classifier`` (independent of all others), ``narrow``,
-``autoencoder``, ``states`` (latents and text states, cached), ``unet``, ``decoder``,
-``export`` (fp16 safetensors in the Hugging Face layout). ``--workers 2`` averages gradients over two processes.
+``classifier`` (independent of all others), ``autoencoder``, ``states`` (latents and text states, cached), ``unet``,
+``decoder``, ``export`` (fp16 safetensors in the Hugging Face layout). With ``--workers 2`` the first three are shared
+out between two processes, and ``unet`` and ``decoder`` average gradients over both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 log = logging.getLogger("erasebench.emoji.train")
+ALONE = {"contrastive": 0, "classifier": 1, "autoencoder": 1}  # stages of one process -> the worker that runs them
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ def optimise(
         return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(decay * math.pi))
 
     model.train()
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc=stage, disable=not ctx.main, mininterval=10)
+    bar = tqdm(
+        range(start, steps), initial=start, total=steps, desc=stage, disable=not ctx.main, mininterval=10, leave=False
+    )
     history: list[float] = []
-    parent = os.getppid()
+    parent = mp.parent_process()
     for step in bar:
-        if os.getppid() != parent and ctx.workers > 1:  # the command was killed: do not go on as an orphan
+        if parent is not None and not parent.is_alive():  # the command was killed: do not go on as an orphan
             raise SystemExit(1)
         opt.param_groups[0]["lr"] = lr * rate(step)
         value = loss(step, ctx.generator(stage, step))
@@ -166,7 +170,7 @@ def stages() -> Iterator[tuple[str, Callable[[Context], None]]]:
     from erasebench.emoji import drawing, recognition
 
     yield from [
-        ("contrastive", recognition.contrastive), ("classifier", recognition.classifier), ("narrow", drawing.narrow),
+        ("contrastive", recognition.contrastive), ("classifier", recognition.classifier),
         ("autoencoder", drawing.autoencoder), ("states", drawing.states), ("unet", drawing.unet),
         ("decoder", drawing.decoder), ("export", export),
     ]  # fmt: skip
@@ -177,8 +181,7 @@ def export(ctx: Context) -> None:
     from erasebench.emoji.export import export as write
 
     if ctx.main:
-        record = ctx.out / "seconds.json"
-        write(ctx.out, ctx.data, json.loads(record.read_text()) if record.exists() else {})
+        write(ctx.out, ctx.data, {p.stem: json.loads(p.read_text()) for p in sorted((ctx.out / "seconds").glob("*"))})
 
 
 def work(rank: int, args: argparse.Namespace) -> None:
@@ -188,22 +191,38 @@ def work(rank: int, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     if args.workers > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
-        dist.init_process_group("gloo", rank=rank, world_size=args.workers)
+        dist.init_process_group("gloo", rank=rank, world_size=args.workers, timeout=timedelta(days=1))
     ctx = Context(args.out, args.data, rank, args.workers, args.scale)
+    waiting = args.workers > 1
     for name, run in stages():
-        if name in args.stage:
-            started = time.time()
-            run(ctx)
-            if ctx.main:
-                record = ctx.out / "seconds.json"
-                seconds = json.loads(record.read_text()) if record.exists() else {}
-                seconds[name] = round(seconds.get(name, 0) + time.time() - started)
-                record.write_text(json.dumps(seconds, indent=1))
+        if name not in args.stage:
+            continue
+        if name in ALONE:
+            if ALONE[name] % args.workers == rank:
+                timed(ctx, name, run, replace(ctx, rank=0, workers=1))
+            continue
+        if waiting:  # what follows needs the stages that the other workers run alone
             barrier(ctx)
+            waiting = False
+        timed(ctx, name, run, ctx)
+        barrier(ctx)
+
+
+def timed(ctx: Context, name: str, run: Callable[[Context], None], inner: Context) -> None:
+    """Run a stage and add its wall seconds to ``OUT/seconds/<stage>.json``, which the export reads."""
+    started = time.time()
+    run(inner)
+    if inner.main:
+        record = ctx.out / "seconds" / f"{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        before = json.loads(record.read_text()) if record.exists() else 0
+        record.write_text(json.dumps(before + round(time.time() - started)))
 
 
 def main() -> None:
-    names = ["contrastive", "classifier", "narrow", "autoencoder", "states", "unet", "decoder", "export"]
+    from erasebench.emoji import artwork
+
+    names = ["contrastive", "classifier", "autoencoder", "states", "unet", "decoder", "export"]
     parser = argparse.ArgumentParser(prog="python -m erasebench.emoji.train", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the exported model")
     parser.add_argument("--data", type=Path, help="folder for the artwork (default: OUT/data); fetched with npm once")
@@ -217,6 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     args.data = args.data or args.out / "data"
     args.out.mkdir(parents=True, exist_ok=True)
+    artwork.load(args.data)  # once, before the workers ask for it
     if args.workers == 1:
         work(0, args)
     else:
