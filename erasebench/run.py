@@ -202,7 +202,8 @@ def run(cfg: DictConfig) -> Result:
         raise ValueError(
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
         )
-    judge.check({p.concept for p in prompts if p.concept})
+    for named in ({concept.name}, {p.concept for p in prompts if p.concept}):  # the erased one first, by its name
+        judge.check(named)
     wanted = {g for e in evaluators.values() for g in e.groups}
     prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
 

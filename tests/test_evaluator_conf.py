@@ -9,6 +9,7 @@ import pytest
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+import erasebench.run  # noqa: F401  registers ${labels:}
 from erasebench.clip import OpenClip, ZeroShotJudge
 from erasebench.inception import Inception
 
@@ -47,10 +48,11 @@ def test_models_are_built_without_loading_anything(path, expected):
     assert instantiate(OmegaConf.load(CONF / f"{path}.yaml"), _convert_="all") == expected
 
 
-def test_the_zero_shot_judge_asks_for_its_labels():
+def test_the_zero_shot_judge_takes_the_concept_and_its_neighbours_as_labels_unless_told():
     clip = OmegaConf.load(CONF / "clip" / "openai_b32.yaml")
-    node = OmegaConf.create({"clip": clip, "judge": OmegaConf.load(CONF / "judge" / "clip.yaml")})
-    assert OmegaConf.is_missing(node.judge, "labels")
+    concept = {"name": "church", "neighbours": {"visual": ["castle"], "unrelated": ["tench", "castle"]}}
+    node = OmegaConf.create({"clip": clip, "concept": concept, "judge": OmegaConf.load(CONF / "judge" / "clip.yaml")})
+    assert node.judge.labels == ["church", "castle", "tench"]
     node.judge.labels = ["cat", "dog"]
     judge = instantiate(node.judge, _convert_="all")
     assert judge == ZeroShotJudge(model=OpenClip(model="ViT-B-32"), labels=("cat", "dog"))
