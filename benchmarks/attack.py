@@ -2,9 +2,8 @@
 
     python benchmarks/attack.py [--model FOLDER] [--population 200] [--generations 300] [--tokens 16]
 
-Without a folder: the embedded model's text encoder, or random weights of its shape where there are none. Prints, for
-one prompt, wall and CPU seconds, the sequences encoded and those the algorithm asked for. CPU seconds are the figure
-to compare on a machine that does other work too.
+Without a folder: the embedded model's text encoder. Prints, for one prompt, wall and CPU seconds, the sequences encoded
+and those the algorithm asked for. CPU seconds are the figure to compare on a machine that does other work too.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attacks.pairs import TextPairs
 from attacks.ringabell import Memo, RingABell, Space, run
@@ -29,34 +26,6 @@ EMBEDDED = Path(__file__).parents[1] / "erasebench" / "emoji" / "weights"
 CAT = Concept(name="cat", phrases=("cat", "kitty", "kitten"), anchor="dog")
 PAIRS = TextPairs(pairs=(("a {} on a blue background", "a blue background"), ("a picture of a {}", "a picture")))
 TEXT = "a noto drawing of a cat on a red background"
-
-
-def random_text_model() -> Any:
-    """A text encoder of the embedded model's shape and about its vocabulary, with random weights."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters, plain = sorted(ByteLevel.alphabet()), "abcdefghijklmnopqrstuvwxyz"
-    merges = [(a, b + end) for a in plain for b in plain for end in ("", "</w>")]
-    words = [
-        *letters,
-        *(x + "</w>" for x in letters),
-        *("".join(m) for m in merges),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    tokenizer = CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=merges, model_max_length=77)
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=320,
-        intermediate_size=960,
-        num_hidden_layers=3,
-        num_attention_heads=5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return SimpleNamespace(tokenizer=tokenizer, text_encoder=CLIPTextModel(config).eval().requires_grad_(False))
 
 
 def timed(
@@ -78,14 +47,12 @@ def timed(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="diffusers folder; default: the embedded model")
+    parser.add_argument("--model", type=Path, default=EMBEDDED, help="diffusers folder; default: the embedded model")
     for name, default in (("population", 200), ("generations", 300), ("tokens", 16), ("batch-size", 16), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rows", type=int, help="leading rows that count; default: all, as in the paper")
     args = parser.parse_args()
-    folder = args.model or EMBEDDED
-    there = (folder / "model_index.json").exists()
-    pipe = diffusion.load(folder) if there or args.model else random_text_model()
+    pipe = diffusion.load(args.model)
     attack = RingABell(vector=PAIRS, **{name: value for name, value in vars(args).items() if name != "model"})
     space = Space.of(pipe, attack.tokens, attack.rows)
     goal = diffusion.encode(pipe, [TEXT])[0].double().cpu() + attack.eta * PAIRS.vector(pipe, CAT)
@@ -98,8 +65,7 @@ def main() -> None:
         timed("everybody", attack, space, lambda x: space.losses(x, goal, attack.batch_size), None),
         timed("erasebench", attack, space, memo, memo.known),
     ]
-    weights = folder if there else "random weights of the embedded shape"
-    print(f"{weights}; {torch.get_num_threads()} threads; {vars(args)}")
+    print(f"{torch.get_num_threads()} threads; {vars(args)}")
     print(f"{'':36}{'wall s':>9}{'CPU s':>9}{'encoded':>9}{'asked':>9}{'asked/CPU s':>13}{'faster':>8}  same text")
     *_, found = rows[-1]
     for name, wall, cpu, encoded, asked, ids in rows:

@@ -1,6 +1,6 @@
 """Images per second: ours, the bare UNet + VAE loop, one prompt at a time, and diffusers' own call.
 
-    python benchmarks/generate.py                      # the embedded model, or a random one of its shape
+    python benchmarks/generate.py                      # the embedded model
     python benchmarks/generate.py --model FOLDER --prompts 4 --steps 5
 
 The bare loop gets its text encoded beforehand and does nothing but denoise and decode: no noise per prompt, no cache,
@@ -24,49 +24,6 @@ from erasebench.types import Pipeline, Prompt
 
 EMBEDDED = Path(__file__).parents[1] / "erasebench" / "emoji" / "weights"
 WORDS = ("cat", "dog", "sun", "moon", "key", "lock", "tiger", "car")
-
-
-def random_pipeline() -> Pipeline:
-    """Random weights in the embedded model's shape: 64 px images, 8x8 latents, 77 tokens of width 320."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    special = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
-    text = {"hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 3, "num_attention_heads": 5}
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=64,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(64, 128),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=320,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-    pipe = StableDiffusionPipeline(
-        vae=vae.eval().requires_grad_(False),
-        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=len(words), **text, **special)).eval(),
-        tokenizer=CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=77),
-        unet=unet.eval().requires_grad_(False),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def bare_loop(pipe: Pipeline, texts: list[str], steps: int, scale: float, batch: int) -> Callable[[], None]:
@@ -119,7 +76,9 @@ def memory() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="Stable Diffusion 1.x or 2.x folder; default: the embedded model")
+    parser.add_argument(
+        "--model", type=Path, default=EMBEDDED, help="Stable Diffusion 1.x or 2.x folder; default: the embedded model"
+    )
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
@@ -128,8 +87,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    folder = options.model or (EMBEDDED if (EMBEDDED / "model_index.json").is_file() else None)
-    pipe = diffusion.load(folder) if folder else random_pipeline()
+    pipe = diffusion.load(options.model)
     loaded = memory()
     prompts = [Prompt(id=str(i), text=f"a {WORDS[i % len(WORDS)]} {i}", seed=i) for i in range(options.prompts)]
 
@@ -141,9 +99,7 @@ def main() -> None:
             call()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
 
-    print(
-        f"{folder or 'random weights in the embedded shape'}: {len(prompts)} prompts, batch {options.batch}, ", end=""
-    )
+    print(f"{options.model.name}: {len(prompts)} prompts, batch {options.batch}, ", end="")
     print(f"{options.steps} steps, guidance {options.guidance}, {options.threads} threads, best of {options.repeats}")
     bare = seconds["bare UNet + VAE loop"]
     print(f"{'':36}{'images/s':>10}{'of bare':>10}")
