@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import mse_loss
+from torch.nn.functional import avg_pool2d, mse_loss
 
 from erasebench.emoji import artwork, captions, parts, world
 from erasebench.emoji.recognition import PLACES, STYLES, THINGS, fast, load_contrastive, step_rng, tokenizer
@@ -25,20 +25,29 @@ def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def autoencoder(ctx: Context) -> None:
     """64 px pictures to 8 x 8 latents of 8 channels, and back."""
-    _train_autoencoder(ctx, "autoencoder", parts.autoencoder(), steps=3600, lr=2e-3, flat=0.4)
+    _train_autoencoder(ctx, "autoencoder", parts.autoencoder(), steps=3600, lr=2e-3, flat=0.4, coarse=0)
+
+
+def refine(ctx: Context) -> None:
+    """Train the autoencoder further, on all workers."""
+    model = parts.autoencoder()
+    model.load_state_dict(load_file(ctx.out / "autoencoder" / "final.safetensors"))
+    _train_autoencoder(ctx, "refine", model, steps=1600, lr=1.5e-3, flat=0.3, coarse=2)
 
 
 def decoder(ctx: Context) -> None:
     """Train the decoder further while the encoder rests, so that latents (and the UNet) stay what they are."""
     model = parts.autoencoder()
-    model.load_state_dict(load_file(ctx.out / "autoencoder" / "final.safetensors"))
+    model.load_state_dict(load_file(ctx.out / "refine" / "final.safetensors"))
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    _train_autoencoder(ctx, "decoder", model, steps=900, lr=1.2e-3, flat=0.2)
+    _train_autoencoder(ctx, "decoder", model, steps=900, lr=1.2e-3, flat=0.2, coarse=2)
 
 
-def _train_autoencoder(ctx: Context, stage: str, model: AutoencoderKL, *, steps: int, lr: float, flat: float) -> None:
-    """L1 + squared error + edge L1 + 3e-4 KL on jittered pictures of the world and of other emoji."""
+def _train_autoencoder(
+    ctx: Context, stage: str, model: AutoencoderKL, *, steps: int, lr: float, flat: float, coarse: float
+) -> None:
+    """L1 + squared error + edge L1 + coarse L1 + 3e-4 KL on jittered pictures of the world and of other emoji."""
     art, colours = artwork.load(ctx.data), artwork.colours()
     inside = art.world[:, : len(STYLES)].flatten(0, 1)
     outside = art.other.flatten(0, 1)
@@ -53,7 +62,8 @@ def _train_autoencoder(ctx: Context, stage: str, model: AutoencoderKL, *, steps:
             y = model.decode(z).sample
         y, kl = y.float(), posterior.kl().float().mean() / x[0].numel()
         edges = sum((a - b).abs().mean() for a, b in zip(_gradients(y), _gradients(x), strict=True))
-        return (y - x).abs().mean() + mse_loss(y, x) + edges + 3e-4 * kl
+        tint = avg_pool2d(y - x, 8).abs().mean()  # colours of whole parts, which the finer terms learn last
+        return (y - x).abs().mean() + mse_loss(y, x) + edges + coarse * tint + 3e-4 * kl
 
     optimise(ctx, stage, model, loss, steps=steps, lr=lr, warmup=100, flat=flat, ema=0.99)
 
@@ -85,7 +95,7 @@ def states(ctx: Context) -> None:
     torch.set_num_threads(threads * ctx.workers)  # the other workers wait
     art, colours, tok = artwork.load(ctx.data), artwork.colours(), tokenizer(ctx)
     vae = parts.autoencoder()
-    vae.load_state_dict(load_file(ctx.out / "autoencoder" / "final.safetensors"))
+    vae.load_state_dict(load_file(ctx.out / "refine" / "final.safetensors"))
     vae.eval().requires_grad_(False)
     g = torch.Generator().manual_seed(3)
 

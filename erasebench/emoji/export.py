@@ -50,9 +50,7 @@ def pipeline(out: Path, unet_file: str = "final.safetensors") -> StableDiffusion
     text, vae, unet = parts.text_encoder(tokenizer), parts.autoencoder(), parts.unet()
     both = load_file(out / "contrastive" / "final.safetensors")
     text.load_state_dict({k.removeprefix("text."): v for k, v in both.items() if k.startswith("text.")})
-    vae.load_state_dict(
-        load_file(_first(out / "decoder" / "final.safetensors", out / "autoencoder" / "final.safetensors"))
-    )
+    vae.load_state_dict(load_file(_first(out / "decoder" / "final.safetensors", out / "refine" / "final.safetensors")))
     weights = load_file(out / "unet" / unet_file)
     unet.load_state_dict({k.removeprefix("ema."): v for k, v in weights.items() if k.startswith("ema.")} or weights)
     unet.set_default_attn_processor()

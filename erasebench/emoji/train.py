@@ -1,9 +1,9 @@
 """Train the embedded model: ``python -m erasebench.emoji.train --out FOLDER`` (see the model card for its cost).
 
 Stages, each seeded, checkpointed and skipped when finished: ``contrastive`` (tokenizer, text and vision encoders),
-``classifier`` (independent of all others), ``autoencoder``, ``states`` (latents and text states, cached), ``unet``,
-``decoder``, ``export`` (fp16 safetensors in the Hugging Face layout). With ``--workers 2`` the first three are shared
-out between two processes, and ``unet`` and ``decoder`` average gradients over both.
+``classifier`` (independent of all others), ``autoencoder`` and ``refine``, ``states`` (latents and text states,
+cached), ``unet``, ``decoder``, ``export`` (fp16 safetensors in the Hugging Face layout). With ``--workers 2`` the first
+three are shared out between two processes, and ``refine``, ``unet`` and ``decoder`` average gradients over both.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ def stages() -> Iterator[tuple[str, Callable[[Context], None]]]:
 
     yield from [
         ("contrastive", recognition.contrastive), ("classifier", recognition.classifier),
-        ("autoencoder", drawing.autoencoder), ("states", drawing.states), ("unet", drawing.unet),
-        ("decoder", drawing.decoder), ("export", export),
+        ("autoencoder", drawing.autoencoder), ("refine", drawing.refine), ("states", drawing.states),
+        ("unet", drawing.unet), ("decoder", drawing.decoder), ("export", export),
     ]  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def timed(ctx: Context, name: str, run: Callable[[Context], None], inner: Contex
 def main() -> None:
     from erasebench.emoji import artwork
 
-    names = ["contrastive", "classifier", "autoencoder", "states", "unet", "decoder", "export"]
+    names = [name for name, _ in stages()]
     parser = argparse.ArgumentParser(prog="python -m erasebench.emoji.train", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the exported model")
     parser.add_argument("--data", type=Path, help="folder for the artwork (default: OUT/data); fetched with npm once")
