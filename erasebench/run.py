@@ -18,7 +18,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder, provenance, store, tables
-from erasebench.sources import folder_hash, source_hash, targets
+from erasebench.sources import folder_hash, input_hashes, source_hash, targets
 from erasebench.types import Concept, Prompt
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
@@ -36,7 +36,7 @@ IDENTITY = (
     "prompts",
     "seed",
 )
-FREE = {"model": ("batch_size", "device")}  # settings that do not change results
+FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
 EMBEDDED = Path(__file__).parent / "emoji" / "weights"
 
 
@@ -65,13 +65,13 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the results."""
         part = {k: self.config[k] for k in IDENTITY}
-        model = {k: v for k, v in self.config["model"].items() if k not in FREE["model"]}
-        return part | {"model": model, "names": self.names}
+        free = {group: {k: v for k, v in part[group].items() if k not in keys} for group, keys in FREE.items()}
+        return part | free | {"names": self.names}
 
     @property
     def key(self) -> str:
-        sources = source_hash(targets(self.identity))
-        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources)
+        sources, inputs = source_hash(targets(self.identity)), input_hashes(self.identity)
+        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources, inputs)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[dict[str, Any]]:
@@ -203,6 +203,7 @@ def run(cfg: DictConfig) -> Result:
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
         )
     judge.check({p.concept for p in prompts if p.concept})
+    attack.check(concept)
     wanted = {g for e in evaluators.values() for g in e.groups}
     prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
 

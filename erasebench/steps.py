@@ -19,7 +19,7 @@ from erasebench import checks, diffusion, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
-from erasebench.sources import source_hash, targets
+from erasebench.sources import input_hashes, source_hash, targets
 from erasebench.types import Attack, Concept, Evaluator, ImageSet, Judge, Method, Pipeline, Prompt, Score
 
 COMMIT = 2  # batches drawn between two commits
@@ -76,11 +76,11 @@ def attack(
 ) -> list[Prompt]:  # fmt: skip
     """The adversarial prompts; searched once per model and concept unless the attack looks at the erased model."""
     sources = [p for p in prompts if p.group == "target"]
-    node = cell.config["attack"]
-    victim = erased_key if attack.access == "model" else ""
+    node = cell.identity["attack"]
+    victim = [erased_key, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
     key = store.key(
-        VERSION, cell.model_hash, victim, node, cell.config["concept"], [[p.id, p.digest()] for p in sources],
-        source_hash(targets(node)),
+        VERSION, cell.model_hash, *victim, node, cell.config["concept"], [[p.id, p.digest()] for p in sources],
+        source_hash(targets(node)), input_hashes(node),
     )  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -99,6 +99,13 @@ def attack(
         record |= {"prompts": len(rows), "folder": str(folder)}
     arrays: dict[str, np.ndarray] = {k: v.numpy() for k, v in embeds.items()}
     return [Prompt(**row, embeds=arrays.get(row["id"])) for row in rows]
+
+
+def _seen_by_search(cell: Cell) -> list[Any]:
+    """What decides the images and verdicts that an attack on the erased model sees, its own settings apart."""
+    model, judge = cell.config["model"], cell.config["judge"]
+    drawing = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
+    return [drawing, judge, cell.judge_hash, source_hash(targets(judge))]
 
 
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
