@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from erasebench import checks, diffusion, provenance, store, tables, workspace
+from erasebench import budget, checks, diffusion, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
@@ -157,7 +157,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
             node = cell.config["evaluator"][name]
             for side in ("original", "erased"):
                 subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
-                asked = [[p.id, p.digest(), p.group, p.concept, p.relation] for p in subset.prompts]
+                asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
                 inputs = [subset.key, base.key, cell.judge_hash, asked]
                 key = store.key(evaluator.version, node, source_hash(targets([node, shared])), shared, inputs)
                 record["cached"] &= store.read_manifest(cell.root / "cache" / "score" / key) is not None
@@ -180,7 +180,7 @@ def record(
     access: str,
     versions: Mapping[str, int],
 ) -> Result:
-    """Write scores.parquet, summary.csv, grid.png and, last, run.json."""
+    """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
     labels = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack")} | {"access": access}
     frame = pd.concat(
@@ -195,6 +195,7 @@ def record(
     blur = config["model"]["blur_unsafe"] and config["concept"]["kind"] == "unsafe"
     with replacing(cell.folder / "grid.png") as work:
         contact_sheet(images["original"], images["erased"], title=_title(names), blur=blur).save(work, format="PNG")
+    budget.write(cell.folder, images["erased"].prompts, _title(names))
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),
@@ -210,23 +211,33 @@ def record(
     return Result(cell.folder, frame, summary, run, False)
 
 
+SPENT = ("evaluations", "queries", "forward", "backward", "seconds")  # of an attack's info: summed over its searches
+
+
 def _budget(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are."""
-    infos = [p.info for p in prompts if p.group == "attack"]
-    if not infos:
+    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are.
+
+    Curves stay with the prompts. Prompts with one text share a search, unless each has a curve of its own.
+    """
+    attacked = [p for p in prompts if p.group == "attack"]
+    if not attacked:
         return {}
-    texts = {p.text: p.info for p in prompts if p.group == "attack"}
-    out: dict[str, Any] = {"prompts": len(infos), "distinct_texts": len(texts)}
-    for name, value in infos[0].items():
-        values = [info[name] for info in texts.values()]
-        if isinstance(value, bool):
+    texts = {p.text: p.info for p in attacked}
+    infos = [p.info for p in attacked] if any("curve" in p.info for p in attacked) else list(texts.values())
+    out: dict[str, Any] = {"prompts": len(attacked), "distinct_texts": len(texts)}
+    for name in dict.fromkeys(name for info in infos for name in info):
+        values = [info[name] for info in infos if name in info]
+        numbers = [v for v in values if isinstance(v, int | float)]
+        if any(isinstance(v, list | dict) for v in values):
+            continue
+        if all(isinstance(v, bool) for v in values):
             out[f"share_{name}"] = sum(values) / len(values)
-        elif name == "evaluations":
-            out[name] = sum(values)
-        elif all(v == value for v in values):
-            out[name] = value
-        else:
-            out[f"mean_{name}"] = sum(values) / len(values)
+        elif name in SPENT:
+            out[name] = sum(numbers)
+        elif all(v == values[0] for v in values):
+            out[name] = values[0]
+        elif numbers:
+            out[f"mean_{name}"] = sum(numbers) / len(numbers)
     return out
 
 
