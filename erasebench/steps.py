@@ -190,7 +190,9 @@ def record(
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
-    flags = checks.flags(frame, summary)
+    searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
+    flags = checks.flags(frame, summary) + checks.search_flags(searched)
+    flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and config["concept"]["kind"] == "unsafe"
     with replacing(cell.folder / "grid.png") as work:
@@ -209,6 +211,19 @@ def record(
     with replacing(cell.folder / "run.json") as work:
         work.write_text(json.dumps(run, indent=1, default=str), encoding="utf-8")
     return Result(cell.folder, frame, summary, run, False)
+
+
+def _siblings(cell: Cell) -> list[pd.DataFrame]:
+    """Scores of the other attacks on the same model, concept and method with this seed, as far as they were run."""
+    seed, attacks = cell.folder.name, cell.folder.parent
+    found = []
+    for path in sorted(attacks.parent.glob(f"*/{seed}/scores.parquet")):
+        if path.parent.parent != attacks:
+            try:
+                found.append(tables.read_scores(path))
+            except (OSError, ValueError):  # half-written by another process: its own record will compare
+                continue
+    return found
 
 
 SPENT = ("evaluations", "queries", "forward", "backward", "seconds")  # of an attack's info: summed over its searches
