@@ -107,6 +107,8 @@ def plan(cfg: DictConfig) -> Cell:
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
     names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
+    if origin := config["attack"].get("run"):
+        names["attack"] += f"-{origin_name(origin, names['model'])}"
     root = store.check_writable(config["results"])
     default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
     method = names["method"] if default else f"{names['method']}-paper"
@@ -126,6 +128,18 @@ def check_numbers(config: Any) -> None:
             value = value[part]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{path} must be an integer >= {least}; got {value!r}")
+
+
+def origin_name(run: str, model: str) -> str:
+    """What the name of an attack that reads another run adds: its method and attack, and its model if it is another.
+
+    >>> origin_name("results/runs/emoji/cat/uce/reseed/seed0", "emoji"), origin_name("a/found.csv", "emoji")
+    ('uce-reseed', 'found')
+    """
+    parts = Path(run).parts
+    if len(parts) < 5 or Path(run).suffix == ".csv":
+        return Path(run).stem
+    return "-".join([*([] if parts[-5] == model else [parts[-5]]), *parts[-3:-1]])
 
 
 def has_recipe(method: str, model: str) -> bool:
