@@ -102,6 +102,8 @@ def plan(cfg: DictConfig) -> Cell:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{missing[0]} must be given, it has no default; got nothing; add {missing[0]}=VALUE")
     config = OmegaConf.to_container(cfg, resolve=True)
     check_numbers(config)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}

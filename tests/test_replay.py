@@ -171,6 +171,13 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path, capsys):
         replay(folder)
 
 
+def test_a_setting_without_a_default_is_asked_for(tmp_path):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("config", ["attack=replay", f"results={tmp_path}"])
+    with pytest.raises(ValueError, match=r"^attack.run must be given, it has no default; got nothing; add attack.run="):
+        run.plan(cfg)
+
+
 def test_export_needs_no_torch(tmp_path):
     code = (
         "import sys; from erasebench.found import main; code = main(sys.argv[1:]);"
