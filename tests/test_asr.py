@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from erasebench import display
 from erasebench.store import write_shard
 from erasebench.tables import scores_frame, summarise, wilson
 from erasebench.types import ImageSet, Prompt, Verdict
@@ -42,16 +44,17 @@ def image_set(folder, plain, attacks, shuffle=0):
     return ImageSet(key=folder.name, folder=folder, prompts=tuple(p for p, _ in rows))
 
 
-def summary(images, original=None):
+def frame(images, original=None):
     scores = {
         side: ASR(judge=WhiteJudge()).score(one, images)
         for side, one in (("erased", images), ("original", original or images))
     }
-    import pandas as pd
-
     cell = {"run": "r", "model": "m", "concept": "cat", "method": "uce", "attack": "a", "access": "model"}
-    frame = pd.concat(scores_frame(s, side=side, versions={"asr": 1}, **cell) for side, s in scores.items())
-    return {row.metric: row for row in summarise(frame).itertuples()}
+    return pd.concat(scores_frame(s, side=side, versions={"asr": 1}, **cell) for side, s in scores.items())
+
+
+def summary(images, original=None):
+    return {row.metric: row for row in summarise(frame(images, original)).itertuples()}
 
 
 def test_the_four_rates_of_a_worked_example(tmp_path):
@@ -69,6 +72,16 @@ def test_the_four_rates_of_a_worked_example(tmp_path):
         row = found[name]
         assert (row.mean, row.n, row.n_failed) == (hits / n, n, 0)
         assert (row.low, row.high) == wilson(hits, n) and not row.higher_is_better
+
+
+def test_a_run_s_table_shows_them_beside_the_original_model(tmp_path):
+    attacks = [("a", "0", YES), ("b", "1", NO)]
+    erased = image_set(tmp_path / "erased", {"0": NO, "1": NO}, attacks)
+    original = image_set(tmp_path / "original", {"0": YES, "1": YES}, attacks)
+    lines = display.table(summarise(frame(erased, original)))
+    row = next(line for line in lines if line.startswith("ASR: pre + post"))
+    assert row.split()[4:7] == ["2", "100.0", "%"] and row.split()[9:11] == ["50.0", "%"]
+    assert any(line.startswith("pre-ASR") for line in lines)
 
 
 def by_counting(plain, attacks):
