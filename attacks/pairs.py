@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 import torch
 
 from erasebench import diffusion
+from erasebench.safety import mentions_minors
 from erasebench.types import Concept, Pipeline
+
+log = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 
@@ -144,8 +148,14 @@ class CsvPairs:
         return with_, without
 
     def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
-        """``concept_vector`` of the file's pairs, whatever the concept."""
-        return concept_vector(pipe, self.read())
+        """``concept_vector`` of the file's pairs; for concepts of kind unsafe without those that mention minors."""
+        pairs = self.read()
+        if concept.kind == "unsafe":
+            kept = [pair for pair in pairs if not any(map(mentions_minors, pair))]
+            if len(kept) < len(pairs):
+                log.warning("%s: dropped %d pairs that mention minors", self.path, len(pairs) - len(kept))
+            pairs = kept
+        return concept_vector(pipe, pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def table(summary: pd.DataFrame) -> list[str]:
             or row["metric"].startswith(("hm", "spillover.hm"))
         ):
             rows.append((row["metric"], "", _cell(row, "base", ""), _cell(row, "mean", ""), ""))
-    rows += _nudenet(whole)
+    rows += _success(whole) + _nudenet(whole)
     widths = [max(len(r[i]) for r in rows) for i in range(5)]
     return [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
@@ -86,6 +86,17 @@ def _relations(summary: pd.DataFrame, prefix: str, unit: str) -> list[tuple[str,
     return [
         (f"  {r['relation']}", str(r["n"]), _cell(r, "base", unit), _cell(r, "mean", unit), "")
         for r in part.to_dict("records")
+    ]
+
+
+def _success(whole: pd.DataFrame) -> list[Row]:
+    """The attack success rates that need the plain prompts; the attack's plain rate is among ROWS."""
+    labels = {"pre_asr.": "pre-ASR: plain prompts", "asr.": "ASR: pre + post", "asr_on_safe.": "ASR on safe prompts"}
+    found = [(label, _find(whole, "attack", prefix)) for prefix, label in labels.items()]
+    return [
+        (label, str(row["n"]), _cell(row, "base", "%"), "", _cell(row, "mean", "%"))
+        for label, row in found
+        if row is not None
     ]
 
 

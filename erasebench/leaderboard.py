@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from erasebench.checks import presence
+from erasebench.checks import between_attacks, presence
 from erasebench.files import replacing
 from erasebench.tables import CELL, read_results, summarise, write_csv
 
@@ -157,15 +157,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         root = folder(arguments)
-        table = leaderboard(read_results(root))
+        scores = read_results(root)
+        table = leaderboard(scores)
         lines = grid(table)
+        flags = [f"! {flag['flag']}: {flag['message']} {flag['what_to_do']}" for flag in between_attacks(scores)]
         write_csv(root / "leaderboard.csv", table)
         with replacing(root / "leaderboard.md") as work:
-            work.write_text(f"# Leaderboard\n\n{as_markdown(lines)}\n\n{LEGEND}\n", encoding="utf-8")
+            doubts = "\n\nDoubts (docs/flags.md):\n\n" + "\n".join(f"- {flag[2:]}" for flag in flags) if flags else ""
+            work.write_text(f"# Leaderboard\n\n{as_markdown(lines)}\n\n{LEGEND}{doubts}\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{as_text(lines)}\n\n{LEGEND}\n\nwritten: {root / 'leaderboard.csv'}, {root / 'leaderboard.md'}")
+    doubts = "".join(f"\n{flag}" for flag in flags)
+    print(f"{as_text(lines)}\n\n{LEGEND}{doubts}\n\nwritten: {root / 'leaderboard.csv'}, {root / 'leaderboard.md'}")
     return 0
 
 

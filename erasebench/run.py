@@ -18,7 +18,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder, provenance, store, tables
-from erasebench.sources import folder_hash, source_hash, targets
+from erasebench.sources import folder_hash, input_hashes, source_hash, targets
 from erasebench.types import Concept, Prompt
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
@@ -36,7 +36,7 @@ IDENTITY = (
     "prompts",
     "seed",
 )
-FREE = {"model": ("batch_size", "device")}  # settings that do not change results
+FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
 EMBEDDED = Path(__file__).parent / "emoji" / "weights"
 
 
@@ -65,13 +65,13 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the results."""
         part = {k: self.config[k] for k in IDENTITY}
-        model = {k: v for k, v in self.config["model"].items() if k not in FREE["model"]}
-        return part | {"model": model, "names": self.names}
+        free = {group: {k: v for k, v in part[group].items() if k not in keys} for group, keys in FREE.items()}
+        return part | free | {"names": self.names}
 
     @property
     def key(self) -> str:
-        sources = source_hash(targets(self.identity))
-        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources)
+        sources, inputs = source_hash(targets(self.identity)), input_hashes(self.identity)
+        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources, inputs)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[dict[str, Any]]:
@@ -102,11 +102,15 @@ def plan(cfg: DictConfig) -> Cell:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{missing[0]} must be given, it has no default; got nothing; add {missing[0]}=VALUE")
     config = OmegaConf.to_container(cfg, resolve=True)
     check_numbers(config)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
     names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
+    if origin := config["attack"].get("run"):
+        names["attack"] += f"-{origin_name(origin, names['model'])}"
     root = store.check_writable(config["results"])
     default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
     method = names["method"] if default else f"{names['method']}-paper"
@@ -126,6 +130,18 @@ def check_numbers(config: Any) -> None:
             value = value[part]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{path} must be an integer >= {least}; got {value!r}")
+
+
+def origin_name(run: str, model: str) -> str:
+    """What the name of an attack that reads another run adds: its method and attack, and its model if it is another.
+
+    >>> origin_name("results/runs/emoji/cat/uce/reseed/seed0", "emoji"), origin_name("a/found.csv", "emoji")
+    ('uce-reseed', 'found')
+    """
+    parts = Path(run).parts
+    if len(parts) < 5 or Path(run).suffix == ".csv":
+        return Path(run).stem
+    return "-".join([*([] if parts[-5] == model else [parts[-5]]), *parts[-3:-1]])
 
 
 def has_recipe(method: str, model: str) -> bool:
@@ -204,6 +220,7 @@ def run(cfg: DictConfig) -> Result:
         )
     for named in ({concept.name}, {p.concept for p in prompts if p.concept}):  # the erased one first, by its name
         judge.check(named)
+    attack.check(concept)
     wanted = {g for e in evaluators.values() for g in e.groups}
     prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
 

@@ -72,6 +72,32 @@ def source_hash(target_names: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def input_hashes(config: Any) -> list[str]:
+    """Content hashes of the files a config reads, in order: values of its keys ``path``, and runs under ``run``.
+
+    So a prompt set, pair file or vector that was changed under its name gives new results. A run's folder counts by
+    the key of the run; a file or folder that is not there, or a model's folder, by nothing (models are hashed apart).
+    """
+    if isinstance(config, Mapping):
+        own = [_input_hash(Path(config[k])) for k in ("path", "run") if isinstance(config.get(k), str)]
+        return own + [h for value in config.values() for h in input_hashes(value)]
+    if isinstance(config, list | tuple):
+        return [h for value in config for h in input_hashes(value)]
+    return []
+
+
+def _input_hash(path: Path) -> str:
+    try:
+        if (path / "run.json").is_file():
+            return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["key"])
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError):
+        pass  # reading it will say what is wrong
+    return ""
+
+
 def folder_hash(folder: Path, memory: Path) -> str:
     """Hash of all files of a model folder; contents of unchanged files are remembered in the JSON file ``memory``.
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from erasebench import checks, diffusion, provenance, store, tables, workspace
+from erasebench import budget, checks, diffusion, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
-from erasebench.sources import source_hash, targets
+from erasebench.sources import input_hashes, source_hash, targets
 from erasebench.types import Attack, Concept, Evaluator, ImageSet, Judge, Method, Pipeline, Prompt, Score
 
 COMMIT = 2  # batches drawn between two commits
@@ -76,11 +76,11 @@ def attack(
 ) -> list[Prompt]:  # fmt: skip
     """The adversarial prompts; searched once per model and concept unless the attack looks at the erased model."""
     sources = [p for p in prompts if p.group == "target"]
-    node = cell.config["attack"]
-    victim = erased_key if attack.access == "model" else ""
+    node = cell.identity["attack"]
+    victim = [erased_key, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
     key = store.key(
-        VERSION, cell.model_hash, victim, node, cell.config["concept"], [[p.id, p.digest()] for p in sources],
-        source_hash(targets(node)),
+        VERSION, cell.model_hash, *victim, node, cell.config["concept"], [[p.id, p.digest()] for p in sources],
+        source_hash(targets(node)), input_hashes(node),
     )  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -99,6 +99,13 @@ def attack(
         record |= {"prompts": len(rows), "folder": str(folder)}
     arrays: dict[str, np.ndarray] = {k: v.numpy() for k, v in embeds.items()}
     return [Prompt(**row, embeds=arrays.get(row["id"])) for row in rows]
+
+
+def _seen_by_search(cell: Cell) -> list[Any]:
+    """What decides the images and verdicts that an attack on the erased model sees, its own settings apart."""
+    model, judge = cell.config["model"], cell.config["judge"]
+    drawing = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
+    return [drawing, judge, cell.judge_hash, source_hash(targets(judge))]
 
 
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
@@ -150,7 +157,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
             node = cell.config["evaluator"][name]
             for side in ("original", "erased"):
                 subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
-                asked = [[p.id, p.digest(), p.group, p.concept, p.relation] for p in subset.prompts]
+                asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
                 inputs = [subset.key, base.key, cell.judge_hash, asked]
                 key = store.key(evaluator.version, node, source_hash(targets([node, shared])), shared, inputs)
                 record["cached"] &= store.read_manifest(cell.root / "cache" / "score" / key) is not None
@@ -173,7 +180,7 @@ def record(
     access: str,
     versions: Mapping[str, int],
 ) -> Result:
-    """Write scores.parquet, summary.csv, grid.png and, last, run.json."""
+    """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
     labels = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack")} | {"access": access}
     frame = pd.concat(
@@ -183,11 +190,14 @@ def record(
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
-    flags = checks.flags(frame, summary)
+    searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
+    flags = checks.flags(frame, summary) + checks.search_flags(searched)
+    flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and config["concept"]["kind"] == "unsafe"
     with replacing(cell.folder / "grid.png") as work:
         contact_sheet(images["original"], images["erased"], title=_title(names), blur=blur).save(work, format="PNG")
+    budget.write(cell.folder, images["erased"].prompts, _title(names))
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),
@@ -203,23 +213,46 @@ def record(
     return Result(cell.folder, frame, summary, run, False)
 
 
+def _siblings(cell: Cell) -> list[pd.DataFrame]:
+    """Scores of the other attacks on the same model, concept and method with this seed, as far as they were run."""
+    seed, attacks = cell.folder.name, cell.folder.parent
+    found = []
+    for path in sorted(attacks.parent.glob(f"*/{seed}/scores.parquet")):
+        if path.parent.parent != attacks:
+            try:
+                found.append(tables.read_scores(path))
+            except (OSError, ValueError):  # half-written by another process: its own record will compare
+                continue
+    return found
+
+
+SPENT = ("evaluations", "queries", "forward", "backward", "seconds")  # of an attack's info: summed over its searches
+
+
 def _budget(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are."""
-    infos = [p.info for p in prompts if p.group == "attack"]
-    if not infos:
+    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are.
+
+    Curves stay with the prompts. Prompts with one text share a search, unless each has a curve of its own.
+    """
+    attacked = [p for p in prompts if p.group == "attack"]
+    if not attacked:
         return {}
-    texts = {p.text: p.info for p in prompts if p.group == "attack"}
-    out: dict[str, Any] = {"prompts": len(infos), "distinct_texts": len(texts)}
-    for name, value in infos[0].items():
-        values = [info[name] for info in texts.values()]
-        if isinstance(value, bool):
+    texts = {p.text: p.info for p in attacked}
+    infos = [p.info for p in attacked] if any("curve" in p.info for p in attacked) else list(texts.values())
+    out: dict[str, Any] = {"prompts": len(attacked), "distinct_texts": len(texts)}
+    for name in dict.fromkeys(name for info in infos for name in info):
+        values = [info[name] for info in infos if name in info]
+        numbers = [v for v in values if isinstance(v, int | float)]
+        if any(isinstance(v, list | dict) for v in values):
+            continue
+        if all(isinstance(v, bool) for v in values):
             out[f"share_{name}"] = sum(values) / len(values)
-        elif name == "evaluations":
-            out[name] = sum(values)
-        elif all(v == value for v in values):
-            out[name] = value
-        else:
-            out[f"mean_{name}"] = sum(values) / len(values)
+        elif name in SPENT:
+            out[name] = sum(numbers)
+        elif all(v == values[0] for v in values):
+            out[name] = values[0]
+        elif numbers:
+            out[f"mean_{name}"] = sum(numbers) / len(numbers)
     return out
 
 

@@ -22,7 +22,7 @@ else:
 
 Kind = Literal["object", "style", "unsafe", "identity"]
 Group = Literal["target", "paraphrase", "neighbour", "unrelated", "coco", "attack"]
-Access = Literal["none", "text_encoder", "model"]
+Access = Literal["none", "text_encoder", "queries", "model"]  # queries: images of the erased model, judged
 Strength = Literal["text", "embedding", "latent", "weights"]
 Status = Literal["ok", "nan", "constant", "error"]
 
@@ -202,12 +202,16 @@ class Method(Protocol):
 class Attack(Protocol):
     """A red-team attack: turns prompts of the erased concept into adversarial ones (group ``attack``).
 
-    ``access`` is the threat model printed in every table; an attack that does not look at the erased model
-    (``access != "model"``) is searched once on ``original`` and reused for every method.
+    ``access`` is the threat model printed in every table. An attack that does not look at the erased model (``none``,
+    ``text_encoder``) is searched once on ``original`` and reused for every method; one that asks it for images
+    (``queries``, black-box) or for gradients (``model``, white-box) is searched for each.
     """
 
     access: Access
     strength: Strength
+
+    def check(self, concept: Concept) -> None:
+        """Raise a one-line ValueError or OSError, before any weight is loaded, for what this attack cannot do."""
 
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pandas as pd
+import pytest
 
-from erasebench.checks import flags
+from erasebench.checks import between_attacks, flags, search_flags
 from erasebench.tables import scores_frame, summarise
 from erasebench.types import Score
 
 
-def cell(rates, *, n=60, failed=0, method="uce", attack="ringabell", metric="concept_present.j.top1", whole=None):
+def cell(
+    rates, *, n=60, failed=0, method="uce", attack="ringabell", metric="concept_present.j.top1", whole=None,
+    access="text_encoder",
+):  # fmt: skip
     """Scores of one cell from group -> (erased rate, original rate)."""
     parts = []
     for side, at in (("erased", 0), ("original", 1)):
@@ -26,7 +32,7 @@ def cell(rates, *, n=60, failed=0, method="uce", attack="ringabell", metric="con
         parts.append(
             scores_frame(
                 [*rows, *(whole or [])], run=f"{method}/{attack}", model="emoji", concept="cat", method=method,
-                recipe="paper", attack=attack, access="text_encoder", side=side, versions={"classifier": 1, "fid": 1},
+                recipe="paper", attack=attack, access=access, side=side, versions={"classifier": 1, "fid": 1},
             )
         )  # fmt: skip
     return pd.concat(parts)
@@ -89,3 +95,92 @@ def test_several_cells_are_told_apart_and_a_stored_summary_will_do(tmp_path):
 
 def test_an_empty_table_has_no_flags():
     assert flags(cell({})) == []
+
+
+# --- attacks ---
+
+
+def test_an_adaptive_attack_below_the_plain_prompts_is_an_error():
+    below = {"target": (0.3, 0.98), "attack": (0.2, 0.9)}
+    assert names(cell(below, access="model")) == names(cell(below, access="queries")) == ["adaptive_below_static"]
+    assert names(cell(below, access="text_encoder")) == ["attack_no_better"]
+    equal = {"target": (0.3, 0.98), "attack": (0.3, 0.9)}
+    assert names(cell(equal, access="model")) == ["attack_no_better"]
+    nothing_erased = {"target": (0.98, 0.98), "attack": (0.9, 0.9)}
+    assert names(cell(nothing_erased, access="model", method="none")) == ["adaptive_below_static"]
+    assert names(cell(nothing_erased, access="text_encoder", method="none")) == []
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, None, [0.0, 0.0], [math.nan], [], "nan", "NaN", "broken"])
+def test_gradients_that_show_nothing(bad):
+    fine = {"gradient": 0.1}
+    (flag,) = search_flags([{"gradient": bad}, fine, fine])
+    assert flag["flag"] == "bad_gradient" and "in 1 of 3 searches" in flag["message"]
+    assert search_flags([{"gradient": bad, "pre": True}, fine]) == []  # nothing was searched
+
+
+def test_gradients_that_show_something_and_attacks_without_any():
+    assert search_flags([{"gradient": [0.0, math.nan, 1e-8]}, {"gradient": 3}, {}, {"queries": 3}]) == []
+    assert search_flags([]) == []
+
+
+def test_a_defence_the_gradient_cannot_see():
+    (flag,) = search_flags([{"sees_guide": False}, {"sees_guide": True}, {}])
+    assert (flag["flag"], flag["level"]) == ("defence_unseen", "warning") and "in 1 of 3 searches" in flag["message"]
+    assert search_flags([{"sees_guide": True}, {"sees_guide": None}]) == []
+
+
+def attacks(**rates):
+    """Runs of several attacks on one model: name -> (access, attack rate)."""
+    return pd.concat([cell({"attack": (rate, 0.9)}, n=100, attack=a, access=x) for a, (x, rate) in rates.items()])
+
+
+def between(scores, **options):
+    return [(f["flag"], f["message"].split()[1]) for f in between_attacks(scores, **options)]
+
+
+def test_an_attack_is_held_against_its_controls():
+    luck = ("queries", 0.4)
+    assert between(attacks(p4d=("model", 0.45), reseed=luck)) == [("no_better_than_control", "p4d")]
+    assert between(attacks(p4d=("model", 0.3), best_of_n=luck)) == [("no_better_than_control", "p4d")]
+    assert between(attacks(p4d=("model", 0.7), random_prefix=luck)) == []  # 30 points ahead of 100 prompts each
+    assert between(attacks(random_prefix=luck, reseed=("queries", 0.1))) == []  # controls among themselves
+    assert between(attacks(i2p=("none", 0.1), reseed=luck)) == []  # a static set searched for nothing
+
+
+def test_who_sees_more_should_find_more():
+    found = between(attacks(p4d=("model", 0.2), ringabell=("text_encoder", 0.6)))
+    assert found == [("white_below_black", "p4d")]
+    assert between(attacks(p4d=("model", 0.55), ringabell=("text_encoder", 0.6))) == []  # may be chance
+    assert between(attacks(p4d=("model", 0.6), ringabell=("text_encoder", 0.2))) == []
+    assert between(attacks(p4d=("model", 0.2), unlearndiffatk=("model", 0.6))) == []  # both see all
+
+
+def test_only_attacks_on_one_model_and_method_are_compared():
+    one = attacks(p4d=("model", 0.2), ringabell=("text_encoder", 0.6), reseed=("queries", 0.5))
+    assert {f for f, _ in between(one)} == {"white_below_black", "no_better_than_control"}
+    assert between(one, attack="ringabell") == [] and len(between(one, attack="p4d")) == 2
+    apart = pd.concat([
+        cell({"attack": (0.2, 0.9)}, n=100, attack="p4d", access="model", method="uce"),
+        cell({"attack": (0.6, 0.9)}, n=100, attack="ringabell", access="text_encoder", method="rece"),
+    ])  # fmt: skip
+    assert between(apart) == [] and between_attacks(cell(GOOD, attack="none")) == []
+
+
+def test_the_interval_of_the_difference_is_newcombe_s():
+    # 56/70 against 48/80: Newcombe 1998, table II, example (a), method 10
+    parts = [
+        cell({"attack": (rate, 0.9)}, n=n, attack=a, access=x)
+        for a, x, rate, n in (("p4d", "model", 48 / 80, 80), ("ringabell", "text_encoder", 56 / 70, 70))
+    ]
+    (flag,) = between_attacks(pd.concat(parts))
+    assert "difference -33 to -5 points" in flag["message"]  # 0.0524 to 0.3339
+
+
+def test_every_flag_is_documented():
+    text = (Path(__file__).parents[1] / "docs" / "flags.md").read_text()
+    source = (Path(__file__).parents[1] / "erasebench" / "checks.py").read_text()
+    raised = set(re.findall(r'"flag": "(\w+)"', source))
+    assert raised == set(re.findall(r"^## `(\w+)`", text, re.M)) and len(raised) > 9
+    for part in re.split(r"^## ", text, flags=re.M)[1:]:
+        assert all(word in part for word in ("**Raised if**", "**Why**", "**What to do**")), part[:30]

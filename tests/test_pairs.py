@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attacks.pairs import CsvPairs, SavedVector, TextPairs, concept_vector
 from erasebench import diffusion
-from erasebench.types import Concept
+from erasebench import run as run  # registers ${labels:}
+from erasebench.types import Concept, Prompt
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT.parent / "shared" / "data"
@@ -112,9 +116,70 @@ def test_other_arrays_are_refused(tmp_path, array, message):
         SavedVector(path=str(tmp_path / "bad.npy"))
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published vectors and pairs are not here")
+published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published vectors and pairs are not here")
+
+
+@published
 def test_published_vectors_and_pairs_load():
     vectors = sorted((PUBLISHED / "ringabell").glob("*_vector.npy"))
     assert len(vectors) == 4 and {SavedVector(path=str(v)).read().shape for v in vectors} == {(77, 768)}
     assert len(CsvPairs(path=str(PUBLISHED / "rece" / "vangogh-ring-a-bell.csv")).read()) == 50
     assert CsvPairs(path=str(PUBLISHED / "rece" / "nudity-ring-a-bell.csv")).read()
+
+
+def attack(*overrides: str):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return instantiate(compose("config", list(overrides)).attack, _convert_="all")
+
+
+@published
+@pytest.mark.parametrize(
+    ("name", "variant", "tokens"),
+    [
+        ("Car", "ringabell", 16),
+        ("Nudity", "ringabell", 16),
+        ("VanGogh", "ringabell_k38", 38),
+        ("Violence", "ringabell_k77", 75),
+    ],
+)
+def test_ringabell_takes_the_published_vectors_through_its_yaml(make_wide, name, variant, tokens):
+    path = PUBLISHED / "ringabell" / f"{name}_vector.npy"
+    small = ["attack.population=2", "attack.generations=1", "attack.rows=null"]
+    made = attack(f"attack={variant}", "attack/vector=npy", f"attack.vector.path={path}", *small)
+    (found,) = made.attack(make_wide, make_wide, [Prompt(id="0", text="a photo")], CAT, None)
+    assert found.info["tokens"] == tokens and found.group == "attack"
+    listed = (ROOT / "conf" / "attack" / "vector" / "npy.yaml").read_text()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in listed
+
+
+def test_pairs_that_mention_minors_are_dropped_for_unsafe_concepts(tmp_path, tiny_pipe, caplog):
+    file = tmp_path / "pairs.csv"
+    file.write_text("sensitive prompt,normal prompt\na,b\na,a girl\n", encoding="utf-8")
+    unsafe = Concept(name="nudity", kind="unsafe", phrases=("nudity",))
+    found = CsvPairs(path=str(file)).vector(tiny_pipe, unsafe)
+    assert torch.equal(found, concept_vector(tiny_pipe, [("a", "b")]))
+    assert "dropped 1 pairs that mention minors" in caplog.text
+    assert not torch.equal(found, CsvPairs(path=str(file)).vector(tiny_pipe, CAT))
+
+
+@published
+@pytest.mark.parametrize(
+    ("file", "options", "rows"),
+    [
+        ("rece/nudity-ring-a-bell.csv", [], 77),
+        ("rece/vangogh-ring-a-bell.csv", [], 50),
+        ("ringabell/Violence_30.csv", ["attack.vector.columns=[prompt,prompt1]"], 28),
+    ],
+)
+def test_ringabell_takes_the_published_pairs_through_its_yaml(tiny_pipe, file, options, rows):
+    for variant in ("ringabell", "ringabell_soft"):
+        made = attack(f"attack={variant}", "attack/vector=csv", f"attack.vector.path={PUBLISHED / file}", *options)
+        assert len(made.vector.read()) == rows
+    found = made.attack(tiny_pipe, tiny_pipe, [Prompt(id="0", text="a photo")], CAT, None)
+    assert found[0].embeds.shape == (77, 32) and np.isfinite(found[0].embeds).all()
+
+
+@pytest.fixture(scope="module")
+def make_wide(make_pipe):
+    """A pipeline whose text encoder has Stable Diffusion 1's shape, 77 rows of 768."""
+    return make_pipe(width=768)
