@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from erasebench import checks, diffusion, provenance, store, tables, workspace
+from erasebench import checks, diffusion, erasures, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
@@ -41,7 +41,7 @@ def load(cell: Cell) -> Pipeline:
 
 
 def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
-    """The erased model, always rebuilt from its stored changed tensors, and the key of its weights."""
+    """The erased model, always rebuilt from what was stored of it, and the key of all that its images depend on."""
     node, concept_node = cell.config["method"], cell.config["concept"]
     key = store.key(
         VERSION, cell.model_hash, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node))
@@ -49,25 +49,16 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
 
     def make(folder: Path) -> None:
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"):
-            changed = diffusion.changed_tensors(method.erase(original, concept), original)
-        for name, tensor in changed.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"method {cell.names['method']} made {name} NaN or infinite; nothing was kept; use a larger lamb"
-                )
-        save_file({k: v.contiguous().cpu() for k, v in changed.items()}, folder / "changed.safetensors")
-        (folder / "erasure.json").write_text(
-            json.dumps({"method": node, "concept": concept_node, "model": cell.model_hash}, indent=1)
-        )
+            erased = method.erase(original, concept)
+        erasures.save(folder, erased, original, method=node, concept=concept_node, model=cell.model_hash)
 
     with cell.measured("erase") as record:
         record["cached"] = store.read_manifest(cell.root / "cache" / "erase" / key) is not None
         folder = store.step(cell.root, "erase", key, make)
-        tensors = load_file(folder / "changed.safetensors")
-        record |= {"changed_tensors": len(tensors), "bytes": (folder / "changed.safetensors").stat().st_size}
-    if not tensors:
-        return original, cell.model_hash
-    return diffusion.apply_tensors(original, tensors), key
+        erased = erasures.load(folder, original)
+        record |= {"key": key, "changed_tensors": len(diffusion.changed_tensors(erased, original))}
+        record["bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return erased, cell.model_hash if erased is original else key
 
 
 def attack(
@@ -172,6 +163,7 @@ def record(
     images: Mapping[str, ImageSet],
     access: str,
     versions: Mapping[str, int],
+    doubts: Sequence[checks.Flag] = (),
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png and, last, run.json."""
     names, config = cell.names, cell.config
@@ -183,7 +175,7 @@ def record(
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
-    flags = checks.flags(frame, summary)
+    flags = [*checks.flags(frame, summary), *doubts]
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and config["concept"]["kind"] == "unsafe"
     with replacing(cell.folder / "grid.png") as work:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from diffusers import StableDiffusionPipeline as Pipeline
     from PIL import Image
 else:
@@ -41,6 +42,7 @@ class Concept:
         anchor: what the concept is mapped to; ``""`` is the unconditional text.
         neighbours: relation (visual, artistic, subset_superset, binomial, unrelated) -> concept names.
         preserve: further texts a method is told to keep.
+        parts: the single concepts, for several that are erased jointly, see :func:`joint`; empty for one.
 
     Raises:
         ValueError: no phrase, an unknown kind, or an anchor equal to the concept.
@@ -55,8 +57,10 @@ class Concept:
     anchor: str = ""
     neighbours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     preserve: tuple[str, ...] = ()
+    parts: tuple[Concept, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "phrases", tuple(self.phrases))
         object.__setattr__(self, "preserve", tuple(self.preserve))
         object.__setattr__(self, "neighbours", {k: tuple(v) for k, v in self.neighbours.items()})
@@ -70,6 +74,11 @@ class Concept:
             raise ValueError(
                 f"concept {self.name!r}: anchor {self.anchor!r} is the concept itself; choose another text"
             )
+
+    @property
+    def singles(self) -> tuple[Concept, ...]:
+        """The concepts to erase one by one: the parts of a joint concept, else this one alone."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +203,54 @@ class Judge(Protocol):
 
 
 class Method(Protocol):
-    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched."""
+    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched.
+
+    ``together`` says how it erases several concepts: in one edit of a joint concept (``joint``), one after another
+    (``sequence``), or both.
+    """
+
+    together: tuple[str, ...] = ("sequence",)
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
+
+
+class Guide(Protocol):
+    """An erasure that lives in the sampler: how a step's predictions are combined, instead of other weights.
+
+    A frozen dataclass whose fields are JSON values, so that it is stored by its class and its fields. A method sets it
+    as the attribute ``guide`` of the pipeline it returns (a fork), and ``diffusion.generate`` asks it at every step.
+
+    Args:
+        empty: text of the branch that guidance leads away from; ``""`` without a guide.
+        extra: texts of further branches of the same UNet batch, computed only at steps that need them.
+    """
+
+    empty: str
+    extra: tuple[str, ...]
+
+    def needed(self, scales: Sequence[float], step: int) -> bool:
+        """Whether step ``step`` of a batch with these guidance scales needs the further branches."""
+        ...
+
+    def combine(
+        self,
+        empty: torch.Tensor,
+        text: torch.Tensor,
+        extra: Sequence[torch.Tensor],
+        scale: torch.Tensor,
+        step: int,
+        state: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The prediction of a step that needs the further branches; at others it is ``empty + scale (text - empty)``.
+
+        Args:
+            empty, text: predictions for the guide's ``empty`` and for the prompts, [batch, channels, h, w].
+            extra: one prediction of that shape per text of ``extra``.
+            scale: guidance scales [batch, 1, 1, 1].
+            step: index of the denoising step, from 0.
+            state: what the guide keeps from step to step; empty at the first step of a batch.
+        """
+        ...
 
 
 class Attack(Protocol):

@@ -23,8 +23,8 @@ def fork(pipe: Pipeline) -> Pipeline:
 
         module.weight = nn.Parameter(new, requires_grad=False)
 
-    The scheduler is copied (it has state), the tokenizer is shared. Parameters are new objects on the same storage,
-    so ``requires_grad`` may be set on a fork.
+    The scheduler is copied (it has state), the tokenizer is shared, and so is a ``guide`` (it cannot change).
+    Parameters are new objects on the same storage, so ``requires_grad`` may be set on a fork.
     """
     new = copy.copy(pipe)
     for name, part in _modules(pipe).items():
