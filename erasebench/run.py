@@ -7,6 +7,7 @@ where it stopped, and a finished one only reads its tables.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import checks, conf_folder, provenance, store, tables
-from erasebench.sources import folder_hash, source_hash, targets
+from erasebench.sources import folder_hash, path_hash, source_hash, targets
 from erasebench.types import Concept, Prompt
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
@@ -59,6 +60,7 @@ class Cell:
     folder: Path
     model_hash: str = ""
     judge_hash: str = ""  # of the embedded weights, which hold the judge, the contrastive model and the statistics
+    method_hash: str = ""  # of the weights a method brings, "" if it brings none
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -71,7 +73,8 @@ class Cell:
     @property
     def key(self) -> str:
         sources = source_hash(targets(self.identity))
-        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources)
+        brought = [self.method_hash] if self.method_hash else []
+        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources, *brought)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[dict[str, Any]]:
@@ -106,6 +109,9 @@ def plan(cfg: DictConfig) -> Cell:
     check_numbers(config)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
+    names["method"] = str(config["method"].get("name", names["method"]))
+    if not re.fullmatch(r"[\w.-]+", names["method"]):
+        raise ValueError(f"method.name must be letters, digits, dots and dashes; got {names['method']!r}; rename it")
     names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
     root = store.check_writable(config["results"])
     default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
@@ -113,6 +119,7 @@ def plan(cfg: DictConfig) -> Cell:
     folder = root / "runs" / names["model"] / names["concept"] / method / names["attack"] / f"seed{config['seed']}"
     cell = Cell(config, names, root, folder)
     cell.model_hash = model_hash(config["model"], root)
+    cell.method_hash = path_hash(config["method"], root / "cache" / "fingerprints.json")
     cell.judge_hash = folder_hash(EMBEDDED, root / "cache" / "fingerprints.json")
     refuse_other_config(cell)
     return cell
@@ -139,6 +146,17 @@ def model_hash(model: Mapping[str, Any], root: Path) -> str:
     if (path / "model_index.json").exists():
         return folder_hash(path, root / "cache" / "fingerprints.json")
     return store.key(str(path), model["revision"])
+
+
+def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of the model's tensors from its files' headers; none for a hub id or a model that will not load."""
+    from erasebench.headers import folder_shapes
+
+    path = Path(model["path"]) if model["path"] else EMBEDDED
+    try:
+        return folder_shapes(path.expanduser())
+    except ValueError:
+        return {}
 
 
 def refuse_other_config(cell: Cell) -> None:
@@ -203,6 +221,8 @@ def run(cfg: DictConfig) -> Result:
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
         )
     judge.check({p.concept for p in prompts if p.concept})
+    if hasattr(method, "check"):
+        method.check(concept, model_shapes(config["model"]))
     wanted = {g for e in evaluators.values() for g in e.groups}
     prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
 

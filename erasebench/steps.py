@@ -43,8 +43,15 @@ def load(cell: Cell) -> Pipeline:
 def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
     """The erased model, always rebuilt from what was stored of it, and the key of all that its images depend on."""
     node, concept_node = cell.config["method"], cell.config["concept"]
+    brought = [cell.method_hash] if cell.method_hash else []
     key = store.key(
-        VERSION, cell.model_hash, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node))
+        VERSION,
+        cell.model_hash,
+        cell.config["model"]["dtype"],
+        node,
+        concept_node,
+        source_hash(targets(node)),
+        *brought,
     )
 
     def make(folder: Path) -> None:

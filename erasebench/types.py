@@ -211,6 +211,12 @@ class Method(Protocol):
 
     together: tuple[str, ...] = ("sequence",)
 
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.
+
+        ``shapes``: the model's tensors as in ``erasebench.headers.folder_shapes``; empty if it is not on this disk.
+        """
+
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
 
 

@@ -21,7 +21,7 @@ of a bare word differ from those inside a sentence, and moving 70 rows of paddin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -88,6 +88,10 @@ class EditTexts:
                 f"anchor must differ from the concept {concept.name!r}; got {anchor!r}; choose another text"
             )
         return [(phrase, anchor) for phrase in phrases]
+
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A ValueError, before any weight is loaded, if an anchor is the concept itself."""
+        self.pairs(concept)
 
     def kept(self, concept: Concept) -> list[str]:
         """Preserved texts, without any that names the concept."""
