@@ -18,13 +18,24 @@ from PIL import Image
 from erasebench.encoding import Encoding, Texts, check_length, encode, last_token, tokenise
 from erasebench.loading import load
 from erasebench.types import Guide, Pipeline, Prompt, Status
-from erasebench.weights import apply_tensors, changed_tensors, cross_attention_projections, fingerprint, fork
+from erasebench.weights import (
+    apply_matrix,
+    apply_tensors,
+    changed_tensors,
+    cross_attention_projections,
+    edited_weight,
+    fingerprint,
+    fork,
+    weight64,
+)
 
 __all__ = [
+    "apply_matrix",
     "apply_tensors",
     "changed_tensors",
     "check_length",
     "cross_attention_projections",
+    "edited_weight",
     "encode",
     "fingerprint",
     "fork",
@@ -33,6 +44,7 @@ __all__ = [
     "load",
     "noise",
     "tokenise",
+    "weight64",
 ]
 
 Drawn = tuple[Prompt, Image.Image | None, Status]

@@ -57,7 +57,8 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
     def make(folder: Path) -> None:
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"):
             erased = method.erase(original, concept)
-        erasures.save(folder, erased, original, method=node, concept=concept_node, model=cell.model_hash)
+            matrix = method.matrix(original, concept) if hasattr(method, "matrix") else None
+        erasures.save(folder, erased, original, matrix, method=node, concept=concept_node, model=cell.model_hash)
 
     with cell.measured("erase") as record:
         record["cached"] = store.read_manifest(cell.root / "cache" / "erase" / key) is not None
