@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import checks, conf_folder, provenance, store, tables
+from erasebench import checks, conf_folder, provenance, several, store, tables
 from erasebench.sources import folder_hash, path_hash, source_hash, targets
-from erasebench.types import Concept, Prompt
+from erasebench.types import Concept, Prompt, joint
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
 IDENTITY = (
@@ -42,9 +42,10 @@ EMBEDDED = Path(__file__).parent / "emoji" / "weights"
 
 
 def _labels(_root_: DictConfig) -> list[str]:
-    """``${labels:}``: the concept and everything it is compared with, the label set of a zero-shot judge."""
-    related = [name for names in _root_.concept.neighbours.values() for name in names]
-    return list(dict.fromkeys([_root_.concept.name, *related]))
+    """``${labels:}``: the concepts and everything they are compared with, the label set of a zero-shot judge."""
+    concepts = [_root_.concept, *map(several.node, _root_.get("also") or [])]
+    related = [name for concept in concepts for names in concept.get("neighbours", {}).values() for name in names]
+    return list(dict.fromkeys([*(concept["name"] for concept in concepts), *related]))
 
 
 OmegaConf.register_new_resolver("labels", _labels, replace=True)
@@ -67,8 +68,15 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the results."""
         part = {k: self.config[k] for k in IDENTITY}
+        if self.config["also"]:
+            part |= {k: self.config[k] for k in ("also", "together")}
         model = {k: v for k, v in self.config["model"].items() if k not in FREE["model"]}
         return part | {"model": model, "names": self.names}
+
+    @property
+    def concepts(self) -> list[dict[str, Any]]:
+        """Config nodes of all concepts to erase, in order."""
+        return [self.config["concept"], *self.config["also"]]
 
     @property
     def key(self) -> str:
@@ -105,14 +113,19 @@ def plan(cfg: DictConfig) -> Cell:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    also = several.nodes(OmegaConf.to_container(cfg, resolve=False))  # before ${labels:} looks them up
     config = OmegaConf.to_container(cfg, resolve=True)
+    config["also"] = also
     check_numbers(config)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
+    names["concept"] = several.name(names["concept"], config)
     names["method"] = str(config["method"].get("name", names["method"]))
     if not re.fullmatch(r"[\w.-]+", names["method"]):
         raise ValueError(f"method.name must be letters, digits, dots and dashes; got {names['method']!r}; rename it")
     names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
+    if names["recipe"] != "paper":
+        several.check_kinds(names["recipe"], [config["concept"], *config["also"]])
     root = store.check_writable(config["results"])
     default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
     method = names["method"] if default else f"{names['method']}-paper"
@@ -212,8 +225,10 @@ def run(cfg: DictConfig) -> Result:
     from erasebench import steps
 
     config = cell.config
-    concept: Concept = build(config["concept"])
+    concepts: list[Concept] = [build(node) for node in cell.concepts]
+    concept = joint(concepts) if len(concepts) > 1 else concepts[0]
     method, attack, judge = build(config["method"]), build(config["attack"]), build(config["judge"])
+    several.check_method(cell.names["method"], method, config)
     evaluators = {name: build(node) for name, node in config["evaluator"].items()}
     prompts: list[Prompt] = build(config["prompts"]).prompts(concept)
     if not prompts:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,42 @@ class Concept:
     def singles(self) -> tuple[Concept, ...]:
         """The concepts to erase one by one: the parts of a joint concept, else this one alone."""
         return self.parts or (self,)
+
+
+def joint(concepts: Sequence[Concept]) -> Concept:
+    """Several concepts as one that is erased in one edit: its ``parts`` are the single ones, in order.
+
+    Its phrases are the first phrases of all parts, its kind is the first's, or unsafe if any is, its anchor is the
+    parts' if they agree, else ``""``. Nothing that is erased is among its neighbours and preserved texts.
+
+    Raises:
+        ValueError: a concept twice, or fewer than two.
+
+    >>> both = joint([Concept(name="cat", phrases=["cat", "kitty"]), Concept(name="sun", phrases=["sun"])])
+    >>> both.name, both.phrases, [part.name for part in both.singles]
+    ('cat+sun', ('cat', 'sun'), ['cat', 'sun'])
+    """
+    names = [concept.name for concept in concepts]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"also must name other concepts, each once; got {', '.join(names)}; leave out the repeated one"
+        )
+    erased = {text.casefold() for concept in concepts for text in (concept.name, *concept.phrases)}
+    relations = dict.fromkeys(relation for concept in concepts for relation in concept.neighbours)
+    kept = {r: [name for c in concepts for name in c.neighbours.get(r, ())] for r in relations}
+    anchors = {concept.anchor for concept in concepts}
+    kinds = [concept.kind for concept in concepts]
+    return Concept(
+        name="+".join(names),
+        kind="unsafe" if "unsafe" in kinds else kinds[0],
+        phrases=tuple(concept.phrases[0] for concept in concepts),
+        anchor=anchors.pop() if len(anchors) == 1 else "",
+        neighbours={
+            r: tuple(n for n in dict.fromkeys(found) if n.casefold() not in erased) for r, found in kept.items()
+        },
+        preserve=tuple(dict.fromkeys(t for c in concepts for t in c.preserve if t.casefold() not in erased)),
+        parts=tuple(concepts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +245,7 @@ class Method(Protocol):
     (``sequence``), or both.
     """
 
-    together: tuple[str, ...] = ("sequence",)
+    together: ClassVar[tuple[str, ...]] = ("sequence",)
 
     def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.
