@@ -237,7 +237,8 @@ def run(cfg: DictConfig) -> Result:
         )
     judge.check({p.concept for p in prompts if p.concept})
     if hasattr(method, "check"):
-        method.check(concept, model_shapes(config["model"]))
+        for part in concept.singles if config["together"] == "sequence" else [concept]:
+            method.check(part, model_shapes(config["model"]))
     wanted = {g for e in evaluators.values() for g in e.groups}
     prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
 

@@ -211,6 +211,20 @@ def test_methods_that_say_nothing_are_erased_in_sequence_only():
     several.check_method("none", NoErasure(), config)
 
 
+def test_in_a_sequence_an_anchor_may_be_erased_later(tmp_path, monkeypatch):
+    from erasebench import loading
+
+    class Loaded(Exception):
+        """The checks are behind us."""
+
+    def loaded(*_, **__):
+        raise Loaded
+
+    monkeypatch.setattr(loading, "_read", loaded)
+    with pytest.raises(Loaded):
+        run(composed(tmp_path, "method=uce", "also=[bear]", "together=sequence"))
+
+
 def test_an_anchor_can_be_set_for_a_further_concept():
     assert several.node({"name": "dog", "anchor": "owl"})["anchor"] == "owl"
     assert several.node("dog")["anchor"] != "owl"
