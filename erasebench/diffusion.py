@@ -15,15 +15,27 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from erasebench.encoding import Encoding, Texts, encode, last_token, tokenise
+from erasebench.encoding import Encoding, Texts, check_length, encode, last_token, tokenise
 from erasebench.loading import load
-from erasebench.types import Pipeline, Prompt, Status
-from erasebench.weights import apply_tensors, changed_tensors, cross_attention_projections, fingerprint, fork
+from erasebench.types import Guide, Pipeline, Prompt, Status
+from erasebench.weights import (
+    apply_matrix,
+    apply_tensors,
+    changed_tensors,
+    cross_attention_projections,
+    edited_weight,
+    fingerprint,
+    fork,
+    weight64,
+)
 
 __all__ = [
+    "apply_matrix",
     "apply_tensors",
     "changed_tensors",
+    "check_length",
     "cross_attention_projections",
+    "edited_weight",
     "encode",
     "fingerprint",
     "fork",
@@ -32,6 +44,7 @@ __all__ = [
     "load",
     "noise",
     "tokenise",
+    "weight64",
 ]
 
 Drawn = tuple[Prompt, Image.Image | None, Status]
@@ -74,6 +87,9 @@ def generate(
     prompt or else ``guidance_scale``; where g is 1 for a whole batch the unconditional half is not computed. (diffusers
     drops it for every g <= 1; here g < 1 means what the formula says.) Schedulers that add noise at every step draw it
     from the prompt's own generator. A prompt's ``embeds`` stand in for its text's encoding.
+
+    A pipeline with a ``guide`` (:class:`erasebench.types.Guide`) has further texts predicted in the same UNet batch, at
+    the steps the guide needs them, and combined as the guide says.
 
     Args:
         pipe: left as it was; may be used by others between two images.
@@ -122,17 +138,30 @@ def _sample(
     step_options = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
     scales = [default if p.guidance_scale is None else p.guidance_scale for p in prompts]
-    guided = any(g != 1 for g in scales)
     scale = torch.tensor(scales, device=device, dtype=dtype).view(-1, 1, 1, 1)
-    states, conditions = _conditions(pipe, prompts, texts, guided, shape)
+    guide: Guide | None = getattr(pipe, "guide", None)
+    asks = [guide is not None and guide.needed(scales, i) for i in range(len(scheduler.timesteps))]
+    guided = any(g != 1 for g in scales) or any(asks)
+    empty = [guide.empty if guide else ""] * guided
+    extra = list(guide.extra) if guide and any(asks) else []
+    states, conditions = _conditions(pipe, prompts, texts, empty, extra, shape)
+    kept: dict[str, torch.Tensor] = {}  # the guide's memory of this batch
 
     start = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     x = torch.stack(start).to(device, dtype) * scheduler.init_noise_sigma  # [b, c, h, w]
     with _projected_once(pipe.unet):
-        for t in scheduler.timesteps:
-            doubled = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
-            e = pipe.unet(doubled, t, encoder_hidden_states=states, added_cond_kwargs=conditions, return_dict=False)[0]
-            if guided:
+        for i, t in enumerate(scheduler.timesteps):
+            branches = 1 + guided + len(extra) * asks[i]
+            rows = branches * len(prompts)
+            several = scheduler.scale_model_input(torch.cat([x] * branches) if guided else x, t)
+            added = {k: v[:rows] for k, v in conditions.items()} if conditions else None
+            e = pipe.unet(several, t, encoder_hidden_states=states[:rows], added_cond_kwargs=added, return_dict=False)[
+                0
+            ]
+            if guide is not None and asks[i]:
+                e_empty, e_text, *e_extra = e.chunk(branches)
+                e = guide.combine(e_empty, e_text, e_extra, scale, i, kept)
+            elif guided:
                 e_empty, e_text = e.chunk(2)
                 e = e_empty + scale * (e_text - e_empty)
             x = scheduler.step(e, t, x, **step_options, return_dict=False)[0].to(dtype)
@@ -140,20 +169,30 @@ def _sample(
 
 
 def _conditions(
-    pipe: Pipeline, prompts: Sequence[Prompt], texts: Texts, guided: bool, shape: tuple[int, int, int]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
-    """Text states [b or 2b, tokens, width], the empty text's first, and SDXL's pooled states and size conditions."""
+    pipe: Pipeline, prompts: Sequence[Prompt], texts: Texts, before: Sequence[str], after: Sequence[str],
+    shape: tuple[int, int, int],
+) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:  # fmt: skip
+    """Text states [branches * b, tokens, width] and SDXL's pooled states and size conditions.
+
+    First a branch of b equal rows per text of ``before``, then the prompts, then a branch per text of ``after``.
+    """
     device, dtype = pipe.unet.device, pipe.unet.dtype
     xl = getattr(pipe, "text_encoder_2", None) is not None
     rows = [texts[p.text].states if p.embeds is None else torch.from_numpy(p.embeds)[None] for p in prompts]
-    empty = texts[""]
-    if xl and pipe.config.force_zeros_for_empty_prompt:
-        empty = Encoding(torch.zeros_like(empty.states), torch.zeros_like(empty.pooled))
-    unguided = len(prompts) if guided else 0
-    states = torch.cat([row.to(device, dtype) for row in [empty.states] * unguided + rows])
+    zeros = xl and pipe.config.force_zeros_for_empty_prompt
+
+    def branch(text: str) -> list[Encoding]:
+        one = texts[text]
+        if zeros and not text:
+            one = Encoding(torch.zeros_like(one.states), torch.zeros_like(one.pooled))
+        return [one] * len(prompts)
+
+    first, last = ([one for text in side for one in branch(text)] for side in (before, after))
+    states = [*(one.states for one in first), *rows, *(one.states for one in last)]
+    states = torch.cat([row.to(device, dtype) for row in states])
     if not xl:
         return states, None
-    pooled = torch.cat([empty.pooled] * unguided + [texts[p.text].pooled for p in prompts]).to(device, dtype)
+    pooled = torch.cat([one.pooled for one in [*first, *(texts[p.text] for p in prompts), *last]]).to(device, dtype)
     pixels = [float(n * pipe.vae_scale_factor) for n in shape[1:]]
     sizes = torch.tensor([[*pixels, 0.0, 0.0, *pixels]], device=device, dtype=dtype)  # original, crop corner, target
     return states, {"text_embeds": pooled, "time_ids": sizes.expand(len(states), -1)}
@@ -172,10 +211,10 @@ class _ProjectedOnce:
         def split(y: torch.Tensor) -> torch.Tensor:
             return y.view(len(y), y.shape[1], attn.heads, -1).transpose(1, 2)  # [b, heads, n, d]
 
-        if self.kv is None:
+        if self.kv is None or len(self.kv[0]) < len(x):  # a guide may ask for its branches at later steps only
             c = encoder_hidden_states
             self.kv = split(attn.to_k(c)).contiguous(), split(attn.to_v(c)).contiguous()
-        y = F.scaled_dot_product_attention(split(attn.to_q(x)), *self.kv)
+        y = F.scaled_dot_product_attention(split(attn.to_q(x)), *(y[: len(x)] for y in self.kv))
         return attn.to_out[0](y.transpose(1, 2).reshape(len(x), x.shape[1], -1))
 
 

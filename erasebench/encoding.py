@@ -39,6 +39,18 @@ def last_token(pipe: Pipeline, texts: Sequence[str]) -> torch.Tensor:
     return _tokens(pipe.tokenizer, texts).attention_mask.sum(dim=1) - 2
 
 
+def check_length(pipe: Pipeline, name: str, text: str) -> None:
+    """Refuse a text that a tokenizer of the pipeline would cut short, where the cut-off words would silently be lost.
+
+    Raises:
+        ValueError: more tokens than the tokenizer's length, start and end of text included.
+    """
+    for tokenizer in filter(None, (pipe.tokenizer, getattr(pipe, "tokenizer_2", None))):
+        tokens, length = len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length
+        if tokens > length:
+            raise ValueError(f"{name} must fit into {length} tokens; got {tokens}: {text[:60]!r}...; use fewer words")
+
+
 @torch.no_grad()
 def encode(pipe: Pipeline, texts: Sequence[str], batch_size: int = 64, rows: int | None = None) -> torch.Tensor:
     """What the cross-attention gets for each text.

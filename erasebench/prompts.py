@@ -51,11 +51,17 @@ class CsvPrompts:
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         """The set's prompts about ``concept``, filtered as the class says."""
+        erased = self.group in ("target", "paraphrase", "attack")
+        if concept.parts and self.concept_column is None and erased:
+            raise ValueError(
+                f"prompts.concept_column must say which of {concept.name} each row of {self.path} asks for; got none; "
+                "add that column"
+            )
         found = read_prompts(
             self.path, text=self.text, seed=self.seed, guidance=self.guidance, id=self.id, concept=self.concept_column,
             group=self.group,
         )  # fmt: skip
-        if self.concept_column is None and self.group in ("target", "paraphrase", "attack"):
+        if self.concept_column is None and erased:
             found = [p.with_(concept=concept.name) for p in found]
         return safe_prompts(found, concept, self.sexual)[: self.limit]
 
@@ -68,7 +74,8 @@ class TemplatePrompts:
     groups: target (the concept's first phrase), paraphrase (its other phrases), neighbour (related concepts, spread
     evenly over every relation and name), unrelated (concepts far away) and coco (everything in the lists that is not
     the concept, as the COCO captions are for Stable Diffusion). What fills a slot, and the seed, depend on (seed,
-    group, index) only.
+    group, index) only. The parts of a joint concept take turns in every group, and nothing that is erased is a
+    neighbour, unrelated, or in another prompt's slot.
 
     Args:
         templates: sentences with the slots {object}, {style}, {background}.
@@ -112,14 +119,17 @@ class TemplatePrompts:
         return safe_prompts(made, concept)
 
     def _group(self, group: Group, concept: Concept) -> list[Prompt]:
-        """One prompt per index: its fill by turns, its template by turns within the fill, the rest by hash."""
-        fills = self._fills(group, concept)
-        if not fills:
+        """One prompt per index: the part by turns, its fill by turns, its template by turns within the fill, the rest
+        by hash.
+        """
+        parts = [fills for fills in self._fills(group, concept) if fills]
+        if not parts:
             return []
         made = []
         for index in range(self.n.get(group, 0)):
-            turn, place = divmod(index, len(fills))
-            slot, word, depicts, relation = fills[place]
+            round_, part = divmod(index, len(parts))
+            turn, place = divmod(round_, len(parts[part]))
+            slot, word, depicts, relation = parts[part][place]
             templates = self._templates(slot)
             template = templates[(turn + place_hash(self.seed, group, place)) % len(templates)]
             made.append(
@@ -134,24 +144,26 @@ class TemplatePrompts:
             )
         return made
 
-    def _fills(self, group: Group, concept: Concept) -> list[tuple[str, str, str, str]]:
-        """(slot, word, concept depicted, relation) of a group, in the order they take turns."""
-        own = "style" if concept.kind == "style" else "object"
-        if group == "target":
-            return [(own, concept.phrases[0], concept.name, "")]
-        if group == "paraphrase":
-            return [(own, phrase, concept.name, "") for phrase in concept.phrases[1:]]
+    def _fills(self, group: Group, concept: Concept) -> list[list[tuple[str, str, str, str]]]:
+        """(slot, word, concept depicted, relation) of a group, in the order they take turns, for every part."""
         if group == "coco":
             words = sorted(set(_without(self.objects, concept)), key=lambda word: place_hash(self.seed, "coco", word))
-            return [("object", word, word, "") for word in words]
+            return [[("object", word, word, "") for word in words]]
+        return [self._part(group, part, concept) for part in concept.singles]
+
+    def _part(self, group: Group, part: Concept, concept: Concept) -> list[tuple[str, str, str, str]]:
+        """The fills of one single concept; ``concept`` is everything that is erased."""
+        own = "style" if part.kind == "style" else "object"
+        if group == "target":
+            return [(own, part.phrases[0], part.name, "")]
+        if group == "paraphrase":
+            return [(own, phrase, part.name, "") for phrase in part.phrases[1:]]
+        kept = dict(part.neighbours)
+        if concept.parts:
+            kept = {relation: tuple(_without(names, concept)) for relation, names in kept.items()}
         if group == "unrelated":
-            return [("object", name, name, "unrelated") for name in concept.neighbours.get("unrelated", ())]
-        pairs = [
-            (relation, name)
-            for relation, names in concept.neighbours.items()
-            if relation != "unrelated"
-            for name in names
-        ]
+            return [("object", name, name, "unrelated") for name in kept.get("unrelated", ())]
+        pairs = [(relation, name) for relation, names in kept.items() if relation != "unrelated" for name in names]
         return [(own, name, name, relation) for relation, name in pairs]
 
     def _templates(self, slot: str) -> Sequence[str]:
@@ -178,5 +190,5 @@ def _slots(template: str) -> set[str]:
 
 
 def _without(words: Sequence[str], concept: Concept) -> list[str]:
-    own = {text.casefold() for text in (concept.name, *concept.phrases)}
+    own = {text.casefold() for part in concept.singles for text in (part.name, *part.phrases)}
     return [word for word in words if word.casefold() not in own]

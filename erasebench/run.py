@@ -7,6 +7,7 @@ where it stopped, and a finished one only reads its tables.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import conf_folder, provenance, store, tables
-from erasebench.sources import folder_hash, input_hashes, source_hash, targets
-from erasebench.types import Concept, Prompt
+from erasebench import checks, conf_folder, provenance, several, store, tables
+from erasebench.sources import folder_hash, input_hashes, path_hash, source_hash, targets
+from erasebench.types import Concept, Prompt, joint
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
 IDENTITY = (
@@ -41,9 +42,10 @@ EMBEDDED = Path(__file__).parent / "emoji" / "weights"
 
 
 def _labels(_root_: DictConfig) -> list[str]:
-    """``${labels:}``: the concept and everything it is compared with, the label set of a zero-shot judge."""
-    related = [name for names in _root_.concept.neighbours.values() for name in names]
-    return list(dict.fromkeys([_root_.concept.name, *related]))
+    """``${labels:}``: the concepts and everything they are compared with, the label set of a zero-shot judge."""
+    concepts = [_root_.concept, *map(several.node, _root_.get("also") or [])]
+    related = [name for concept in concepts for names in concept.get("neighbours", {}).values() for name in names]
+    return list(dict.fromkeys([*(concept["name"] for concept in concepts), *related]))
 
 
 OmegaConf.register_new_resolver("labels", _labels, replace=True)
@@ -59,19 +61,28 @@ class Cell:
     folder: Path
     model_hash: str = ""
     judge_hash: str = ""  # of the embedded weights, which hold the judge, the contrastive model and the statistics
+    method_hash: str = ""  # of the weights a method brings, "" if it brings none
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the results."""
         part = {k: self.config[k] for k in IDENTITY}
+        if self.config["also"]:
+            part |= {k: self.config[k] for k in ("also", "together")}
         free = {group: {k: v for k, v in part[group].items() if k not in keys} for group, keys in FREE.items()}
         return part | free | {"names": self.names}
 
     @property
+    def concepts(self) -> list[dict[str, Any]]:
+        """Config nodes of all concepts to erase, in order."""
+        return [self.config["concept"], *self.config["also"]]
+
+    @property
     def key(self) -> str:
         sources, inputs = source_hash(targets(self.identity)), input_hashes(self.identity)
-        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources, inputs)
+        brought = [self.method_hash] if self.method_hash else []
+        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources, inputs, *brought)
 
     @contextmanager
     def measured(self, name: str) -> Iterator[dict[str, Any]]:
@@ -104,19 +115,28 @@ def plan(cfg: DictConfig) -> Cell:
 
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]} must be given, it has no default; got nothing; add {missing[0]}=VALUE")
+    also = several.nodes(OmegaConf.to_container(cfg, resolve=False))  # before ${labels:} looks them up
     config = OmegaConf.to_container(cfg, resolve=True)
+    config["also"] = also
     check_numbers(config)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
+    names["concept"] = several.name(names["concept"], config)
+    names["method"] = str(config["method"].get("name", names["method"]))
+    if not re.fullmatch(r"[\w.-]+", names["method"]):
+        raise ValueError(f"method.name must be letters, digits, dots and dashes; got {names['method']!r}; rename it")
     names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
     if origin := config["attack"].get("run"):
         names["attack"] += f"-{origin_name(origin, names['model'])}"
+    if names["recipe"] != "paper":
+        several.check_kinds(names["recipe"], [config["concept"], *config["also"]])
     root = store.check_writable(config["results"])
     default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
     method = names["method"] if default else f"{names['method']}-paper"
     folder = root / "runs" / names["model"] / names["concept"] / method / names["attack"] / f"seed{config['seed']}"
     cell = Cell(config, names, root, folder)
     cell.model_hash = model_hash(config["model"], root)
+    cell.method_hash = path_hash(config["method"], root / "cache" / "fingerprints.json")
     cell.judge_hash = folder_hash(EMBEDDED, root / "cache" / "fingerprints.json")
     refuse_other_config(cell)
     return cell
@@ -155,6 +175,17 @@ def model_hash(model: Mapping[str, Any], root: Path) -> str:
     if (path / "model_index.json").exists():
         return folder_hash(path, root / "cache" / "fingerprints.json")
     return store.key(str(path), model["revision"])
+
+
+def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of the model's tensors from its files' headers; none for a hub id or a model that will not load."""
+    from erasebench.headers import folder_shapes
+
+    path = Path(model["path"]) if model["path"] else EMBEDDED
+    try:
+        return folder_shapes(path.expanduser())
+    except ValueError:
+        return {}
 
 
 def refuse_other_config(cell: Cell) -> None:
@@ -210,17 +241,23 @@ def run(cfg: DictConfig) -> Result:
     from erasebench import steps
 
     config = cell.config
-    concept: Concept = build(config["concept"])
+    concepts: list[Concept] = [build(node) for node in cell.concepts]
+    concept = joint(concepts) if len(concepts) > 1 else concepts[0]
     method, attack, judge = build(config["method"]), build(config["attack"]), build(config["judge"])
+    several.check_method(cell.names["method"], method, config)
     evaluators = {name: build(node) for name, node in config["evaluator"].items()}
     prompts: list[Prompt] = build(config["prompts"]).prompts(concept)
     if not prompts:
         raise ValueError(
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
         )
-    for named in ({concept.name}, {p.concept for p in prompts if p.concept}):  # the erased one first, by its name
+    for named in ({c.name for c in concept.singles}, {p.concept for p in prompts if p.concept}):  # the erased first
         judge.check(named)
-    attack.check(concept)
+    for part in concept.singles:
+        attack.check(part)
+    if hasattr(method, "check"):
+        for part in concept.singles if config["together"] == "sequence" else [concept]:
+            method.check(part, model_shapes(config["model"]))
     wanted = {g for e in evaluators.values() for g in e.groups}
     prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
 
@@ -230,4 +267,5 @@ def run(cfg: DictConfig) -> Result:
     images = steps.draw(cell, {"original": (original, cell.model_hash), "erased": (erased, erased_key)}, prompts)
     scores = steps.score(cell, evaluators, images)
     versions = {name: evaluator.version for name, evaluator in evaluators.items()}
-    return steps.record(cell, scores, images, attack.access, versions)
+    doubts = checks.guide_unseen(getattr(erased, "guide", None), attack)
+    return steps.record(cell, scores, images, attack.access, versions, doubts)

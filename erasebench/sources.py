@@ -98,11 +98,18 @@ def _input_hash(path: Path) -> str:
     return ""
 
 
+def path_hash(config: Mapping[str, Any], memory: Path) -> str:
+    """Hash of the file or folder that a config's ``path`` names, so that new contents give new results; "" if none."""
+    value = config.get("path")
+    path = Path(value).expanduser() if isinstance(value, str) else None
+    return folder_hash(path, memory) if path is not None and path.exists() else ""
+
+
 def folder_hash(folder: Path, memory: Path) -> str:
     """Hash of all files of a model folder; contents of unchanged files are remembered in the JSON file ``memory``.
 
     Args:
-        folder: a diffusers folder.
+        folder: a diffusers folder, or one file.
         memory: where digests of large files are kept, by path, size and modification time.
     """
     try:
@@ -110,7 +117,8 @@ def folder_hash(folder: Path, memory: Path) -> str:
     except (OSError, ValueError):
         known = {}
     fresh, lines = dict(known), []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".txt", ".safetensors")):
+    inside = [p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".txt", ".safetensors")]
+    for path in [folder] if folder.is_file() else sorted(inside):
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         if name not in fresh:

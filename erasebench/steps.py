@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from erasebench import budget, checks, diffusion, provenance, store, tables, workspace
+from erasebench import budget, checks, diffusion, erasures, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
@@ -41,33 +41,53 @@ def load(cell: Cell) -> Pipeline:
 
 
 def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
-    """The erased model, always rebuilt from its stored changed tensors, and the key of its weights."""
-    node, concept_node = cell.config["method"], cell.config["concept"]
+    """The erased model, always rebuilt from what was stored of it, and the key of all that its images depend on.
+
+    Concepts that are erased in sequence are a step each, so a sequence shares its beginning with shorter ones.
+    """
+    stages: list[tuple[Concept, Any]] = [(concept, cell.concepts[0])]
+    if concept.parts:
+        stages = [(concept, {"parts": cell.concepts})]
+        if cell.config["together"] == "sequence":
+            stages = list(zip(concept.parts, cell.concepts, strict=True))
+    erased, key = original, cell.model_hash
+    with cell.measured("erase") as record:
+        record |= {"cached": True, "bytes": 0}
+        for part, node in stages:
+            erased, key = _erase(cell, method, (erased, key), part, node, record)
+        record["changed_tensors"] = len(diffusion.changed_tensors(erased, original))
+    return erased, key
+
+
+def _erase(
+    cell: Cell,
+    method: Method,
+    before: tuple[Pipeline, str],
+    concept: Concept,
+    concept_node: Any,
+    record: dict[str, Any],
+) -> tuple[Pipeline, str]:
+    """One erasure of a model and its key, from the store or into it."""
+    model, model_key = before
+    node, brought = cell.config["method"], [cell.method_hash] if cell.method_hash else []
     key = store.key(
-        VERSION, cell.model_hash, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node))
+        VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node)), *brought
     )
+    base = {"base": model_key} if model_key != cell.model_hash else {}
 
     def make(folder: Path) -> None:
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"):
-            changed = diffusion.changed_tensors(method.erase(original, concept), original)
-        for name, tensor in changed.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"method {cell.names['method']} made {name} NaN or infinite; nothing was kept; use a larger lamb"
-                )
-        save_file({k: v.contiguous().cpu() for k, v in changed.items()}, folder / "changed.safetensors")
-        (folder / "erasure.json").write_text(
-            json.dumps({"method": node, "concept": concept_node, "model": cell.model_hash}, indent=1)
-        )
+            erased = method.erase(model, concept)
+            matrix = method.matrix(model, concept) if hasattr(method, "matrix") else None
+        how = {"method": node, "concept": concept_node, "model": cell.model_hash}
+        erasures.save(folder, erased, model, matrix, **how, **base)
 
-    with cell.measured("erase") as record:
-        record["cached"] = store.read_manifest(cell.root / "cache" / "erase" / key) is not None
-        folder = store.step(cell.root, "erase", key, make)
-        tensors = load_file(folder / "changed.safetensors")
-        record |= {"changed_tensors": len(tensors), "bytes": (folder / "changed.safetensors").stat().st_size}
-    if not tensors:
-        return original, cell.model_hash
-    return diffusion.apply_tensors(original, tensors), key
+    record["cached"] &= store.read_manifest(cell.root / "cache" / "erase" / key) is not None
+    folder = store.step(cell.root, "erase", key, make)
+    erased = erasures.load(folder, model)
+    record["key"] = key
+    record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return erased, model_key if erased is model else key
 
 
 def attack(
@@ -75,11 +95,26 @@ def attack(
     prompts: Sequence[Prompt], concept: Concept, judge: Judge,
 ) -> list[Prompt]:  # fmt: skip
     """The adversarial prompts; searched once per model and concept unless the attack looks at the erased model."""
-    sources = [p for p in prompts if p.group == "target"]
+    found: list[Prompt] = []
+    victim = (erased, erased_key)
+    with cell.measured("attack") as record:
+        record |= {"cached": True, "prompts": 0}
+        for part, node in zip(concept.singles, cell.concepts, strict=True):
+            sources = [p for p in prompts if p.group == "target" and (not concept.parts or p.concept == part.name)]
+            found += _attack(cell, attack, victim, original, sources, part, node, judge, record)
+    return found
+
+
+def _attack(
+    cell: Cell, attack: Attack, victim: tuple[Pipeline, str], original: Pipeline, sources: Sequence[Prompt],
+    concept: Concept, concept_node: Any, judge: Judge, record: dict[str, Any],
+) -> list[Prompt]:  # fmt: skip
+    """The adversarial prompts of one concept, from the store or into it."""
+    erased, weights = victim
     node = cell.identity["attack"]
-    victim = [erased_key, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
+    seen = [weights, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
     key = store.key(
-        VERSION, cell.model_hash, *victim, node, cell.config["concept"], [[p.id, p.digest()] for p in sources],
+        VERSION, cell.model_hash, *seen, node, concept_node, [[p.id, p.digest()] for p in sources],
         source_hash(targets(node)), input_hashes(node),
     )  # fmt: skip
 
@@ -91,12 +126,12 @@ def attack(
         (folder / "prompts.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
         save_file(embeds, folder / "embeds.safetensors")
 
-    with cell.measured("attack") as record:
-        record["cached"] = store.read_manifest(cell.root / "cache" / "attack" / key) is not None
-        folder = store.step(cell.root, "attack", key, make)
-        embeds = load_file(folder / "embeds.safetensors")
-        rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-        record |= {"prompts": len(rows), "folder": str(folder)}
+    record["cached"] &= store.read_manifest(cell.root / "cache" / "attack" / key) is not None
+    folder = store.step(cell.root, "attack", key, make)
+    embeds = load_file(folder / "embeds.safetensors")
+    rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    record["prompts"] += len(rows)
+    record["folder"] = str(folder)
     arrays: dict[str, np.ndarray] = {k: v.numpy() for k, v in embeds.items()}
     return [Prompt(**row, embeds=arrays.get(row["id"])) for row in rows]
 
@@ -179,6 +214,7 @@ def record(
     images: Mapping[str, ImageSet],
     access: str,
     versions: Mapping[str, int],
+    doubts: Sequence[checks.Flag] = (),
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
@@ -191,10 +227,10 @@ def record(
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
-    flags = checks.flags(frame, summary) + checks.search_flags(searched)
+    flags = [*checks.flags(frame, summary), *checks.search_flags(searched), *doubts]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
-    blur = config["model"]["blur_unsafe"] and config["concept"]["kind"] == "unsafe"
+    blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
     with replacing(cell.folder / "grid.png") as work:
         contact_sheet(images["original"], images["erased"], title=_title(names), blur=blur).save(work, format="PNG")
     budget.write(cell.folder, images["erased"].prompts, _title(names))

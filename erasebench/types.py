@@ -11,10 +11,11 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from diffusers import StableDiffusionPipeline as Pipeline
     from PIL import Image
 else:
@@ -41,6 +42,7 @@ class Concept:
         anchor: what the concept is mapped to; ``""`` is the unconditional text.
         neighbours: relation (visual, artistic, subset_superset, binomial, unrelated) -> concept names.
         preserve: further texts a method is told to keep.
+        parts: the single concepts, for several that are erased jointly, see :func:`joint`; empty for one.
 
     Raises:
         ValueError: no phrase, an unknown kind, or an anchor equal to the concept.
@@ -55,8 +57,10 @@ class Concept:
     anchor: str = ""
     neighbours: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     preserve: tuple[str, ...] = ()
+    parts: tuple[Concept, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
         object.__setattr__(self, "phrases", tuple(self.phrases))
         object.__setattr__(self, "preserve", tuple(self.preserve))
         object.__setattr__(self, "neighbours", {k: tuple(v) for k, v in self.neighbours.items()})
@@ -70,6 +74,47 @@ class Concept:
             raise ValueError(
                 f"concept {self.name!r}: anchor {self.anchor!r} is the concept itself; choose another text"
             )
+
+    @property
+    def singles(self) -> tuple[Concept, ...]:
+        """The concepts to erase one by one: the parts of a joint concept, else this one alone."""
+        return self.parts or (self,)
+
+
+def joint(concepts: Sequence[Concept]) -> Concept:
+    """Several concepts as one that is erased in one edit: its ``parts`` are the single ones, in order.
+
+    Its phrases are the first phrases of all parts, its kind is the first's, or unsafe if any is, its anchor is the
+    parts' if they agree, else ``""``. Nothing that is erased is among its neighbours and preserved texts.
+
+    Raises:
+        ValueError: a concept twice, or fewer than two.
+
+    >>> both = joint([Concept(name="cat", phrases=["cat", "kitty"]), Concept(name="sun", phrases=["sun"])])
+    >>> both.name, both.phrases, [part.name for part in both.singles]
+    ('cat+sun', ('cat', 'sun'), ['cat', 'sun'])
+    """
+    names = [concept.name for concept in concepts]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"also must name other concepts, each once; got {', '.join(names)}; leave out the repeated one"
+        )
+    erased = {text.casefold() for concept in concepts for text in (concept.name, *concept.phrases)}
+    relations = dict.fromkeys(relation for concept in concepts for relation in concept.neighbours)
+    kept = {r: [name for c in concepts for name in c.neighbours.get(r, ())] for r in relations}
+    anchors = {concept.anchor for concept in concepts}
+    kinds = [concept.kind for concept in concepts]
+    return Concept(
+        name="+".join(names),
+        kind="unsafe" if "unsafe" in kinds else kinds[0],
+        phrases=tuple(concept.phrases[0] for concept in concepts),
+        anchor=anchors.pop() if len(anchors) == 1 else "",
+        neighbours={
+            r: tuple(n for n in dict.fromkeys(found) if n.casefold() not in erased) for r, found in kept.items()
+        },
+        preserve=tuple(dict.fromkeys(t for c in concepts for t in c.preserve if t.casefold() not in erased)),
+        parts=tuple(concepts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +239,60 @@ class Judge(Protocol):
 
 
 class Method(Protocol):
-    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched."""
+    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched.
+
+    ``together`` says how it erases several concepts: in one edit of a joint concept (``joint``), one after another
+    (``sequence``), or both.
+    """
+
+    together: ClassVar[tuple[str, ...]] = ("sequence",)
+
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.
+
+        ``shapes``: the model's tensors as in ``erasebench.headers.folder_shapes``; empty if it is not on this disk.
+        """
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
+
+
+class Guide(Protocol):
+    """An erasure that lives in the sampler: how a step's predictions are combined, instead of other weights.
+
+    A frozen dataclass whose fields are JSON values, so that it is stored by its class and its fields. A method sets it
+    as the attribute ``guide`` of the pipeline it returns (a fork), and ``diffusion.generate`` asks it at every step.
+
+    Args:
+        empty: text of the branch that guidance leads away from; ``""`` without a guide.
+        extra: texts of further branches of the same UNet batch, computed only at steps that need them.
+    """
+
+    empty: str
+    extra: tuple[str, ...]
+
+    def needed(self, scales: Sequence[float], step: int) -> bool:
+        """Whether step ``step`` of a batch with these guidance scales needs the further branches."""
+        ...
+
+    def combine(
+        self,
+        empty: torch.Tensor,
+        text: torch.Tensor,
+        extra: Sequence[torch.Tensor],
+        scale: torch.Tensor,
+        step: int,
+        state: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The prediction of a step that needs the further branches; at others it is ``empty + scale (text - empty)``.
+
+        Args:
+            empty, text: predictions for the guide's ``empty`` and for the prompts, [batch, channels, h, w].
+            extra: one prediction of that shape per text of ``extra``.
+            scale: guidance scales [batch, 1, 1, 1].
+            step: index of the denoising step, from 0.
+            state: what the guide keeps from step to step; empty at the first step of a batch.
+        """
+        ...
 
 
 class Attack(Protocol):

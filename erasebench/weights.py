@@ -23,8 +23,8 @@ def fork(pipe: Pipeline) -> Pipeline:
 
         module.weight = nn.Parameter(new, requires_grad=False)
 
-    The scheduler is copied (it has state), the tokenizer is shared. Parameters are new objects on the same storage,
-    so ``requires_grad`` may be set on a fork.
+    The scheduler is copied (it has state), the tokenizer is shared, and so is a ``guide`` (it cannot change).
+    Parameters are new objects on the same storage, so ``requires_grad`` may be set on a fork.
     """
     new = copy.copy(pipe)
     for name, part in _modules(pipe).items():
@@ -53,6 +53,42 @@ def cross_attention_projections(pipe: Pipeline) -> dict[str, nn.Linear]:
     if not found:
         raise ValueError("unet must have cross-attention layers attn2.to_k and attn2.to_v; found none")
     return found
+
+
+def edited_weight(layer: nn.Linear, edit: torch.Tensor) -> nn.Parameter:
+    """``W T`` computed in float64 and cast to the dtype and device of the layer, as a new parameter without gradient.
+
+    Raises:
+        ArithmeticError: the edited weight is not finite in the layer's dtype.
+    """
+    weight = (weight64(layer) @ edit).to(layer.weight.dtype)
+    if not torch.isfinite(weight).all():
+        raise ArithmeticError(
+            f"edited weight must be finite in {weight.dtype}; got nan or inf; raise lamb or the dtype"
+        )
+    return nn.Parameter(weight.to(layer.weight.device), requires_grad=False)
+
+
+def weight64(layer: nn.Linear) -> torch.Tensor:
+    """The layer's weight [o, d] as float64 on the CPU."""
+    return layer.weight.detach().to("cpu", torch.float64)
+
+
+def apply_matrix(original: Pipeline, edit: torch.Tensor) -> Pipeline:
+    """``fork(original)`` with every cross-attention key and value weight W [o, d] replaced by W T, T [d, d] float64.
+
+    Raises:
+        ValueError: T has another width than the projections, or there are none.
+        ArithmeticError: an edited weight is not finite.
+    """
+    pipe = fork(original)
+    for name, layer in cross_attention_projections(pipe).items():
+        if edit.shape != (layer.in_features, layer.in_features):
+            raise ValueError(
+                f"matrix must be {layer.in_features} wide as {name}; got {list(edit.shape)}; check its model"
+            )
+        layer.weight = edited_weight(layer, edit)
+    return pipe
 
 
 def fingerprint(pipe: Pipeline) -> str:

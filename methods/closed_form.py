@@ -25,6 +25,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from erasebench.diffusion import edited_weight as edited_weight  # the run applies a stored matrix by the same code
+from erasebench.diffusion import weight64 as weight64
 from erasebench.types import Concept, Method, Pipeline
 
 Pair = tuple[Tensor, Tensor]  # rows of a concept and, aligned with them, rows of its anchor: both [n, d] float64
@@ -154,25 +156,6 @@ def derive(square: Tensor, cross: Tensor, *, regular_scale: float, regulariser: 
     """
     ridge = regular_scale * _identity(square)
     return _solve(ridge + square, cross + ridge if regulariser == "standard" else cross)
-
-
-def edited_weight(layer: torch.nn.Linear, edit: Tensor) -> torch.nn.Parameter:
-    """``W T`` computed in float64 and cast to the dtype and device of the layer, as a new parameter without gradient.
-
-    Raises:
-        ArithmeticError: the edited weight is not finite in the layer's dtype.
-    """
-    weight = (weight64(layer) @ edit).to(layer.weight.dtype)
-    if not torch.isfinite(weight).all():
-        raise ArithmeticError(
-            f"edited weight must be finite in {weight.dtype}; got nan or inf; raise lamb or the dtype"
-        )
-    return torch.nn.Parameter(weight.to(layer.weight.device), requires_grad=False)
-
-
-def weight64(layer: torch.nn.Linear) -> Tensor:
-    """The layer's weight [o, d] as float64 on the CPU."""
-    return layer.weight.detach().to("cpu", torch.float64)
 
 
 def _system(pairs: Sequence[Pair], kept: Tensor, lamb: float, erase_scale: float, preserve_scale: float) -> Tensor:

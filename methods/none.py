@@ -15,5 +15,7 @@ class NoErasure(Method):
     'a pipeline'
     """
 
+    together = ("joint", "sequence")
+
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         return pipe

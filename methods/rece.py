@@ -90,20 +90,26 @@ class RECE(EditTexts, Method):
     @torch.no_grad()
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its edited weights with ``pipe``."""
-        texts, kept = self.pairs(concept), self.kept(concept)
-        first = self.start.matrix(pipe, concept)
-        if first is None:
+        total, edited = self.matrix(pipe, concept), pipe
+        if total is None:
             edited = self.start.erase(pipe, concept)
             square, cross = grams(zip(_weights(edited), _weights(pipe), strict=True))
-            total = self._re_edits(*self.rows(pipe, texts, kept), square, cross)
-        else:
-            edited = pipe
-            gram, _ = grams((weight, weight) for weight in _weights(pipe))
-            total = first @ self._re_edits(*self.rows(pipe, texts, kept), first.T @ gram @ first, first.T @ gram)
+            rows = self.rows(pipe, self.pairs(concept), self.kept(concept))
+            total = self._re_edits(*rows, square, cross)
         erased = fork(edited)
         for layer in cross_attention_projections(erased).values():
             layer.weight = edited_weight(layer, total)
         return erased
+
+    @torch.no_grad()
+    def matrix(self, pipe: Pipeline, concept: Concept) -> Tensor | None:
+        """T [d, d] float64 with W_new = W T in every layer; None where the start has no such T."""
+        first = self.start.matrix(pipe, concept)
+        if first is None:
+            return None
+        rows = self.rows(pipe, self.pairs(concept), self.kept(concept))
+        gram, _ = grams((weight, weight) for weight in _weights(pipe))
+        return first @ self._re_edits(*rows, first.T @ gram @ first, first.T @ gram)
 
     def _re_edits(self, pairs: list[Pair], kept: Tensor, square: Tensor, cross: Tensor) -> Tensor:
         """T [d, d] of all epochs together, from the sums of W^T W and W^T W_orig before the first.

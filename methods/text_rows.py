@@ -21,9 +21,9 @@ of a bare word differ from those inside a sentence, and moving 70 rows of paddin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class EditTexts:
     preserve_templates: tuple[str, ...] = ()
     pads: int = 8
 
+    together: ClassVar[tuple[str, ...]] = ("joint", "sequence")
+
     def __post_init__(self) -> None:
         for name in ("preserve", "templates", "preserve_templates"):
             value = getattr(self, name)
@@ -80,19 +82,30 @@ class EditTexts:
             raise ValueError(f"pads must be an integer >= 0; got {self.pads!r}; 0 stops at the end of text")
 
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        """(text to erase, its anchor) for each phrase to erase; a ValueError if an anchor is the concept itself."""
-        anchor = concept.anchor if self.anchor is None else self.anchor
-        phrases = concept.phrases if self.phrases == "all" else concept.phrases[:1]
-        if _plain(anchor) in {_plain(phrase) for phrase in phrases}:
-            raise ValueError(
-                f"anchor must differ from the concept {concept.name!r}; got {anchor!r}; choose another text"
-            )
-        return [(phrase, anchor) for phrase in phrases]
+        """(text to erase, its anchor) for each phrase to erase, of a joint concept each part's with its own anchor.
+
+        Raises a ValueError if an anchor is the concept itself, or another one that is erased too.
+        """
+        pairs = []
+        for part in concept.singles:
+            phrases = part.phrases if self.phrases == "all" else part.phrases[:1]
+            pairs += [(phrase, part.anchor if self.anchor is None else self.anchor) for phrase in phrases]
+        erased = {_plain(phrase) for phrase, _ in pairs}
+        for _, anchor in pairs:
+            if _plain(anchor) in erased:
+                raise ValueError(
+                    f"anchor must differ from the concept {concept.name!r}; got {anchor!r}; choose another text"
+                )
+        return pairs
+
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A ValueError, before any weight is loaded, if an anchor is the concept itself."""
+        self.pairs(concept)
 
     def kept(self, concept: Concept) -> list[str]:
         """Preserved texts, without any that names the concept."""
         texts = (*self.preserve, *concept.preserve) if self.concept_preserve else self.preserve
-        erased = {_plain(phrase) for phrase in concept.phrases}
+        erased = {_plain(phrase) for part in concept.singles for phrase in part.phrases}
         return [text for text in texts if _plain(text) not in erased]
 
     def rows(self, pipe: Pipeline, pairs: Sequence[tuple[str, str]], kept: Sequence[str]) -> tuple[list[Pair], Tensor]:

@@ -36,6 +36,8 @@ class UCE(EditTexts, Method):
     Deviations from the authors' program: solved in float64 instead of by a float32 inverse; under ``replace`` through
     one matrix for all layers, which is the same edit.
 
+    Several concepts are erased jointly, as the authors do: the sums run over all of them, each with its own anchor.
+
     Args:
         technique: ``replace`` or ``tensor``.
         lamb: lambda > 0.
@@ -94,9 +96,11 @@ class UCE(EditTexts, Method):
         pairs = super().pairs(concept)
         if not self.expand_prompts:
             return pairs
-        prompts = STYLE_PROMPTS if concept.kind == "style" else OBJECT_PROMPTS
-        fill_anchor = self.pooling == "last"
-        expanded = [(p.format(text), p.format(to) if fill_anchor else to) for text, to in pairs for p in prompts]
+        fill_anchor, expanded = self.pooling == "last", []
+        for part in concept.singles:
+            prompts = STYLE_PROMPTS if part.kind == "style" else OBJECT_PROMPTS
+            for text, to in super().pairs(part):
+                expanded += [(p.format(text), p.format(to) if fill_anchor else to) for p in prompts]
         return pairs + expanded
 
     def _problem(self, pipe: Pipeline, concept: Concept) -> tuple[list[Pair], Tensor, dict[str, float]]:

@@ -1,0 +1,173 @@
+"""Erasures as files: one matrix where one matrix is the edit, and exports that plain diffusers draws the same with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from safetensors.torch import load_file, save_file
+
+from erasebench import conf_folder, diffusion, erasures, export
+from erasebench.run import EMBEDDED, run
+from erasebench.types import Concept, Prompt
+from methods.checkpoint import Checkpoint
+from methods.rece import RECE
+from methods.uce import UCE
+
+CAT = Concept(name="cat", phrases=("cat",), anchor="dog")
+SMALL = ["prompts.n={target:4,paraphrase:0,neighbour:2,unrelated:2,coco:0}", "model.steps=2", "model.batch_size=4",
+         "evaluator=[classifier]"]  # fmt: skip
+PROMPTS = [Prompt(id="0", text="a picture of a cat", seed=5), Prompt(id="1", text="a dog on a red background", seed=6)]
+
+
+def small_run(results, *overrides):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("config", [f"results={results}", *SMALL, *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return run(type(cfg)({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
+
+
+def erasure(result, results):
+    return results / "cache" / "erase" / result.record["steps"]["erase"]["key"]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return diffusion.load(EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def uce_run(tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    return small_run(results, "method=uce"), results
+
+
+# --- storage
+
+
+@pytest.mark.parametrize("method", [UCE(), RECE(start=UCE(), epochs=1)], ids=["uce", "rece"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_shared_matrix_is_all_that_is_stored_and_gives_every_bit(make_pipe, tmp_path, method, dtype):
+    pipe = make_pipe(dtype=dtype)
+    erased = method.erase(pipe, CAT)
+    erasures.save(tmp_path, erased, pipe, method.matrix(pipe, CAT), method={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["erasure.json", "matrix.safetensors"]
+    back = erasures.load(tmp_path, pipe)
+    assert diffusion.fingerprint(back) == diffusion.fingerprint(erased) != diffusion.fingerprint(pipe)
+
+
+def test_a_matrix_that_is_not_quite_the_edit_is_not_believed(tiny_pipe, tmp_path):
+    erased = UCE().erase(tiny_pipe, CAT)
+    wrong = UCE().matrix(tiny_pipe, CAT)
+    wrong[0, 0] += 1e-3
+    erasures.save(tmp_path, erased, tiny_pipe, wrong)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["changed.safetensors", "erasure.json"]
+    assert diffusion.fingerprint(erasures.load(tmp_path, tiny_pipe)) == diffusion.fingerprint(erased)
+
+
+@pytest.mark.parametrize("method", [UCE(technique="tensor"), RECE(start=UCE(technique="tensor"), epochs=1)])
+def test_edits_that_differ_from_layer_to_layer_have_no_matrix(tiny_pipe, method):
+    assert method.matrix(tiny_pipe, CAT) is None
+
+
+def test_a_run_stores_the_matrix_and_rebuilds_the_same_weights(uce_run, embedded):
+    result, results = uce_run
+    folder = erasure(result, results)
+    assert not (folder / "changed.safetensors").exists()
+    whole = diffusion.changed_tensors(erasures.load(folder, embedded), embedded)
+    assert result.record["steps"]["erase"]["changed_tensors"] == len(whole) > 0
+    assert result.record["steps"]["erase"]["bytes"] < sum(t.numel() * t.element_size() for t in whole.values())
+
+
+def test_a_matrix_of_another_width_is_refused(tiny_pipe, tmp_path):
+    save_file({"matrix": torch.eye(31, dtype=torch.float64)}, tmp_path / "matrix.safetensors")
+    (tmp_path / "erasure.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"matrix must be 32 wide as .*to_[kv]; got \[31, 31\]"):
+        erasures.load(tmp_path, tiny_pipe)
+
+
+# --- export
+
+
+def test_plain_diffusers_draws_the_same_image_from_an_export(uce_run, embedded, tmp_path):
+    result, results = uce_run
+    export.export(result.folder, "diffusers", tmp_path / "out")
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    plain.set_progress_bar_config(disable=True)
+    erased = erasures.load(erasure(result, results), embedded)
+    for prompt in PROMPTS:
+        theirs = plain(
+            prompt.text, num_inference_steps=5, guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(prompt.seed),
+        ).images[0]  # fmt: skip
+        ours, before = (
+            next(diffusion.generate(pipe, [prompt], steps=5, guidance_scale=3.0))[1] for pipe in (erased, embedded)
+        )
+        difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs))
+        assert difference.max() <= 1
+        assert np.abs(np.asarray(before).astype(int) - np.asarray(theirs)).max() > 1
+    assert diffusion.fingerprint(diffusion.load(tmp_path / "out")) == diffusion.fingerprint(erased)
+
+
+def test_exported_tensors_load_into_a_plain_unet_and_as_a_checkpoint(uce_run, embedded, tmp_path):
+    result, results = uce_run
+    (file,) = export.export(result.folder, "safetensors", tmp_path / "out")
+    erased = erasures.load(erasure(result, results), embedded)
+    plain = diffusion.load(EMBEDDED)
+    unexpected = plain.unet.load_state_dict(load_file(file), strict=False).unexpected_keys
+    assert file.name == "unet.safetensors" and not unexpected
+    assert diffusion.fingerprint(plain) == diffusion.fingerprint(erased)
+    again = Checkpoint(path=str(tmp_path / "out")).erase(embedded, CAT)
+    assert diffusion.fingerprint(again) == diffusion.fingerprint(erased)
+
+
+def test_a_model_that_was_not_changed_can_be_exported_whole_only(tmp_path, embedded):
+    result = small_run(tmp_path / "results", "method=none")
+    with pytest.raises(ValueError, match="it changed none; use format=diffusers"):
+        export.export(result.folder, "safetensors", tmp_path / "tensors")
+    assert not (tmp_path / "tensors").exists()
+    export.export(result.folder, "diffusers", tmp_path / "whole")
+    assert diffusion.fingerprint(diffusion.load(tmp_path / "whole")) == diffusion.fingerprint(embedded)
+
+
+def test_bad_exports_are_one_line(uce_run, tmp_path, capsys):
+    result, _ = uce_run
+    folder = f"run={result.folder}"
+
+    def line(*arguments):
+        assert export.main(list(arguments)) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        return said
+
+    assert "usage" in line(folder)
+    assert "usage" in line(folder, "format=diffusers", "to=x")
+    assert "format must be one of" in line(folder, "format=ckpt", f"out={tmp_path / 'o'}")
+    assert "found none in" in line(f"run={tmp_path}", "format=diffusers", f"out={tmp_path / 'o'}")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    assert "out must be empty" in line(folder, "format=diffusers", f"out={tmp_path / 'full'}")
+    copy = tmp_path / "moved"
+    shutil.copytree(result.folder, copy)
+    assert "must lie in a results folder" in line(f"run={copy}", "format=diffusers", f"out={tmp_path / 'o'}")
+    for change, message in (
+        ({"model_hash": "0"}, "has changed; run again"),
+        ({"steps": {"erase": {"key": "nothing"}}}, "must be there and whole"),
+        ({"steps": {}}, "does not name its erasure"),
+    ):
+        lost = tmp_path / "results" / "runs" / message[:5]
+        shutil.copytree(result.folder, lost)
+        (lost / "run.json").write_text(json.dumps(result.record | change, default=str))
+        assert message in line(f"run={lost}", "format=diffusers", f"out={tmp_path / 'o'}")
+    assert not (tmp_path / "o").exists()
+
+
+def test_erasures_that_live_in_the_sampler_are_not_exported(tmp_path):
+    result = small_run(tmp_path / "results", "method=negative_prompt")
+    with pytest.raises(ValueError, match="negative_prompt erases while drawing"):
+        export.export(result.folder, "diffusers", tmp_path / "out")
