@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import checks, conf_folder, provenance, several, store, tables
+from erasebench import conf_folder, provenance, several, store, tables
 from erasebench.sources import folder_hash, input_hashes, path_hash, source_hash, targets
 from erasebench.types import Concept, Prompt, joint
 
@@ -267,5 +267,4 @@ def run(cfg: DictConfig) -> Result:
     images = steps.draw(cell, {"original": (original, cell.model_hash), "erased": (erased, erased_key)}, prompts)
     scores = steps.score(cell, evaluators, images)
     versions = {name: evaluator.version for name, evaluator in evaluators.items()}
-    doubts = checks.guide_unseen(getattr(erased, "guide", None), attack)
-    return steps.record(cell, scores, images, attack.access, versions, doubts)
+    return steps.record(cell, scores, images, attack.access, versions)

@@ -214,7 +214,6 @@ def record(
     images: Mapping[str, ImageSet],
     access: str,
     versions: Mapping[str, int],
-    doubts: Sequence[checks.Flag] = (),
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
@@ -227,7 +226,7 @@ def record(
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
-    flags = [*checks.flags(frame, summary), *checks.search_flags(searched), *doubts]
+    flags = [*checks.flags(frame, summary), *checks.search_flags(searched)]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)

@@ -20,7 +20,6 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from erasebench import conf_folder, diffusion
-from erasebench.checks import guide_unseen
 from erasebench.run import run
 from erasebench.types import Concept, Prompt
 from methods.sld import SLD, SafetyGuide
@@ -250,20 +249,3 @@ def test_a_run_stores_the_guide_rebuilds_it_and_draws_with_it(tmp_path):
     again = small_run(tmp_path, "method=sld_max")  # from the stored erasure
     assert again.record["steps"]["erase"]["cached"]
     assert (again.scores[again.scores.side == "erased"].value.to_numpy() == before).all()
-
-
-def test_white_box_attacks_that_do_not_see_the_guide_are_flagged():
-    class White:
-        access = "model"
-
-    class Seeing(White):
-        sees_guide = True
-
-    class Black:
-        access = "text_encoder"
-
-    (flag,) = guide_unseen(SafetyGuide(extra=("a",), **SETTINGS), White())
-    assert flag["flag"] == "guide_unseen" and "SafetyGuide" in flag["message"]
-    assert not guide_unseen(None, White())
-    assert not guide_unseen(SafetyGuide(extra=("a",), **SETTINGS), Seeing())
-    assert not guide_unseen(SafetyGuide(extra=("a",), **SETTINGS), Black())
