@@ -41,8 +41,10 @@ __all__ = [
     "fork",
     "generate",
     "last_token",
+    "latent_shape",
     "load",
     "noise",
+    "projected_once",
     "tokenise",
     "weight64",
 ]
@@ -109,7 +111,7 @@ def generate(
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1; got {steps} and {batch_size}")
     _check_model(pipe)
-    shape = _latent_shape(pipe, height, width)
+    shape = latent_shape(pipe, height, width)
     texts = Texts(pipe)
     expected = tuple(texts[""].states.shape[1:])
     for prompt in prompts:
@@ -149,7 +151,7 @@ def _sample(
 
     start = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     x = torch.stack(start).to(device, dtype) * scheduler.init_noise_sigma  # [b, c, h, w]
-    with _projected_once(pipe.unet):
+    with projected_once(pipe.unet):
         for i, t in enumerate(scheduler.timesteps):
             branches = 1 + guided + len(extra) * asks[i]
             rows = branches * len(prompts)
@@ -219,8 +221,11 @@ class _ProjectedOnce:
 
 
 @contextmanager
-def _projected_once(unet: Any) -> Iterator[None]:
-    """For one batch, keep the cross-attention's keys and values over the steps; leave anything unusual alone."""
+def projected_once(unet: Any) -> Iterator[None]:
+    """Within the block, keep the cross-attention's keys and values of the first call; leave anything unusual alone.
+
+    For one batch of texts, and weights that do not change, over many steps.
+    """
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     cross = [m for n, m in unet.named_modules() if n.endswith("attn2")]
@@ -254,7 +259,8 @@ def _check_model(pipe: Pipeline) -> None:
         raise ValueError("scheduler must take its noise from generators; got DPMSolverSDEScheduler; choose another")
 
 
-def _latent_shape(pipe: Pipeline, height: int | None, width: int | None) -> tuple[int, int, int]:
+def latent_shape(pipe: Pipeline, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    """Shape [channels, height / factor, width / factor] of one image's latents; None: the UNet's own size in pixels."""
     factor, size = pipe.vae_scale_factor, pipe.unet.config.sample_size
     default = (size, size) if isinstance(size, int) else tuple(size)
     pixels = (height or default[0] * factor, width or default[1] * factor)

@@ -1,0 +1,292 @@
+"""What erasures by fine-tuning share: which weights they train, and a loop that may be watched, killed and resumed.
+
+Names of the layer sets are the papers'; CompVis' names of parts map to diffusers' as ``out.`` -> ``conv_norm_out`` and
+``conv_out``, ``time_embed`` -> ``time_embedding`` (the projections of the time embedding inside every residual block
+are something else, and are trained by ``noxattn`` and ``notime``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from erasebench import workspace
+from erasebench.diffusion import apply_tensors, fork
+from erasebench.types import Concept, Pipeline
+from methods.on_policy import Denoiser
+
+Layers = Literal["xattn", "xattn_strict", "noxattn", "noxattn_v2", "selfattn", "notime", "full"]
+OUTER = ("conv_norm_out.", "conv_out.", "time_embedding.")  # CompVis: out. and time_embed.
+SAVE_SECONDS = 60.0  # least time between two checkpoints; results do not depend on it
+SAVE_SHARE = 0.05  # and at most this share of the time goes into writing them
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Fields of every erasure by fine-tuning.
+
+    Args:
+        layers: parameters of the UNet that are trained:
+            ``xattn`` all of every cross-attention ``attn2`` (query, key, value, output and its bias); ``xattn_strict``
+            its keys and values only; ``noxattn`` all but ``attn2``, ``conv_norm_out``, ``conv_out`` and
+            ``time_embedding``; ``noxattn_v2`` linear and convolution layers outside ``attn2``, no normalisation;
+            ``selfattn`` all of every ``attn1``; ``notime`` all but ``conv_norm_out``, ``conv_out`` and
+            ``time_embedding``; ``full`` all.
+        iterations: updates of the weights, >= 1.
+        lr: learning rate > 0.
+        batch_size: latents per update, >= 1; the papers' is 1.
+        guidance_scale: of the classifier-free guidance that draws the training latents.
+        steps: DDIM steps of a whole drawing, >= 2; training latents are drawn part of the way.
+        phrases: erase the ``name`` (the concept's first phrase) or ``all`` its phrases.
+        seed: everything random depends on it, the step and the place in the batch, >= 0.
+        autocast: on a GPU, bfloat16 inside the networks (weights, losses and the optimiser stay float32).
+
+    Raises:
+        ValueError: a value out of its range, before any weight is loaded.
+
+    >>> FineTuning(layers="attn3")
+    Traceback (most recent call last):
+    ValueError: layers must be one of xattn, xattn_strict, ..., full; got 'attn3'; correct its spelling
+    """
+
+    layers: Layers = "xattn"
+    iterations: int = 1000
+    lr: float = 1e-5
+    batch_size: int = 1
+    guidance_scale: float = 3.0
+    steps: int = 50
+    phrases: Literal["name", "all"] = "name"
+    seed: int = 0
+    autocast: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("layers", self.layers, get_args(Layers))
+        check_choice("phrases", self.phrases, ("name", "all"))
+        for name, least in (("iterations", 1), ("batch_size", 1), ("steps", 2), ("seed", 0)):
+            check_integer(name, getattr(self, name), least)
+        check_number("lr", self.lr, above=0.0)
+        check_number("guidance_scale", self.guidance_scale)
+
+    def words(self, concept: Concept) -> tuple[str, ...]:
+        """The texts to erase."""
+        return concept.phrases if self.phrases == "all" else concept.phrases[:1]
+
+    def denoiser(self, pipe: Pipeline) -> Denoiser:
+        """What draws and asks the pipeline's models, with these settings."""
+        return Denoiser(pipe, steps=self.steps, guidance_scale=self.guidance_scale, autocast=self.autocast)
+
+    def generators(self, step: int) -> list[torch.Generator]:
+        """A generator for each latent of a step; none depends on the batch size."""
+        return [generator(self.seed, step, row) for row in range(self.batch_size)]
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}; correct its spelling")
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Refuse what is no integer >= ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
+
+
+def check_number(
+    name: str, value: Any, *, above: float | None = None, least: float | None = None, below: float | None = None
+) -> None:
+    """Refuse what is no finite number, or not > ``above``, >= ``least`` and < ``below``.
+
+    >>> check_number("lr", 0, above=0.0)
+    Traceback (most recent call last):
+    ValueError: lr must be a finite number > 0; got 0
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    bounds = [(">", above, operator.gt), (">=", least, operator.ge), ("<", below, operator.lt)]
+    if not number or not all(holds(value, bound) for _, bound, holds in bounds if bound is not None):
+        limits = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds if bound is not None)
+        raise ValueError(f"{name} must be a finite number{' ' * bool(limits)}{limits}; got {value!r}")
+
+
+def layer_names(unet: nn.Module, layers: Layers) -> list[str]:
+    """Names of the parameters of a layer set, in the order of ``unet.named_modules()``.
+
+    Raises:
+        ValueError: the UNet has no such parameter.
+    """
+
+    def chosen(name: str, module: nn.Module) -> bool:
+        cross, outer = ".attn2." in name, name.startswith(OUTER)
+        return {
+            "xattn": cross,
+            "xattn_strict": cross and (".to_k." in name or ".to_v." in name),
+            "noxattn": not cross and not outer,
+            "noxattn_v2": not cross and isinstance(module, nn.Linear | nn.Conv2d),
+            "selfattn": ".attn1." in name,
+            "notime": not outer,
+            "full": True,
+        }[layers]
+
+    found = [
+        name
+        for path, module in unet.named_modules()
+        for name in (f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False))
+        if chosen(name, module)
+    ]
+    if not found:
+        raise ValueError(f"layers {layers} must be in the UNet; found none there; choose another set of layers")
+    return found
+
+
+def student(pipe: Pipeline, layers: Layers) -> tuple[Any, dict[str, nn.Parameter]]:
+    """A UNet that shares all but the parameters of a layer set with ``pipe``, and these: float32 or float64 copies.
+
+    A UNet in half precision is copied to float32, for updates of 1e-5 vanish in half precision. On a GPU gradients are
+    checkpointed: activations are computed again for the backward pass, which changes memory and not the result.
+    """
+    unet = fork(pipe).unet.requires_grad_(False)
+    if unet.dtype in (torch.float16, torch.bfloat16):
+        unet.float()
+    if unet.device.type == "cuda":
+        unet.enable_gradient_checkpointing()
+    trained = {}
+    for name in layer_names(unet, layers):
+        path, _, leaf = name.rpartition(".")
+        owner = unet.get_submodule(path)
+        trained[name] = nn.Parameter(getattr(owner, leaf).detach().clone())
+        setattr(owner, leaf, trained[name])
+    return unet, trained
+
+
+def with_weights(pipe: Pipeline, trained: Mapping[str, Tensor]) -> Pipeline:
+    """``pipe`` with parameters of its UNet replaced, in its own dtype; ``pipe`` itself is left as it is."""
+    return apply_tensors(pipe, {f"unet.{name}": weight for name, weight in trained.items()})
+
+
+def generator(*key: object) -> torch.Generator:
+    """A CPU generator seeded with a key and nothing else.
+
+    >>> a, b, c = (torch.rand(2, generator=generator(0, "noise", step)) for step in (1, 1, 2))
+    >>> torch.equal(a, b), torch.equal(a, c)
+    (True, False)
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def uniform(low: int, high: int, draw: torch.Generator) -> int:
+    """An integer, uniform over low <= i < high."""
+    return int(torch.randint(low, high, (1,), generator=draw))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training that resumes to the same last bit: the state after step n depends on nothing but that before it.
+
+    Progress goes into the current workspace (``erasebench.workspace``) under the name ``training``.
+
+    Args:
+        name: shown beside the progress bar and in errors.
+        identity: what was asked for; progress of another request is not resumed.
+        iterations: how many steps there are.
+        optimisers: by name; each step belongs to one of them.
+        state: every tensor that training changes apart from the optimisers' own.
+        clip: gradients are scaled down to this norm; None leaves them.
+    """
+
+    name: str
+    identity: str
+    iterations: int
+    optimisers: Mapping[str, torch.optim.Optimizer]
+    state: Mapping[str, Tensor]
+    clip: float | None = None
+
+    def run(
+        self,
+        loss: Callable[[int], Tensor],
+        *,
+        turn: Callable[[int], str] | None = None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take every step that has not been taken yet: the loss, its gradients, one optimiser's update.
+
+        Args:
+            loss: scalar of step number 0, 1, ...; random numbers in it must depend on that number alone.
+            turn: name of the step's optimiser; None: there is only one.
+            after: called after each update.
+
+        Raises:
+            FloatingPointError: a loss or gradient that is NaN or infinite; the state before that step is kept.
+        """
+        first = self._resume()
+        saved, pause = time.monotonic(), SAVE_SECONDS
+        bar = tqdm(
+            range(first, self.iterations), self.name, initial=first, total=self.iterations, unit="step", disable=None
+        )
+        for step in bar:
+            optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
+            bar.set_postfix(loss=f"{self._update(step, loss, optimiser):.3g}", refresh=False)
+            after()
+            if step + 1 < self.iterations and time.monotonic() - saved >= pause:
+                started = time.monotonic()
+                self._save(step + 1)
+                saved = time.monotonic()
+                pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
+
+    def _update(self, step: int, loss: Callable[[int], Tensor], optimiser: torch.optim.Optimizer) -> float:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        value = loss(step)
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
+        self._check(step, {"loss": value.detach(), "gradient's norm": norm})
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        optimiser.step()
+        optimiser.zero_grad()
+        return float(value.detach())
+
+    def _check(self, step: int, numbers: Mapping[str, Tensor]) -> None:
+        """Stop before NaN or infinity reaches a weight, and keep what there was."""
+        for what, number in numbers.items():
+            if not torch.isfinite(number):
+                self._save(step)
+                folder = workspace.current().folder
+                kept = f"the state before it is kept in {folder}" if folder else "nothing is kept outside a run"
+                raise FloatingPointError(
+                    f"{self.name}: {what} must be finite; got {float(number)} at step {step} of {self.iterations}; "
+                    f"{kept}; use a smaller lr"
+                )
+
+    def _save(self, step: int) -> None:
+        tensors = {f"state.{name}": tensor for name, tensor in self.state.items()}
+        for name, optimiser in self.optimisers.items():
+            for index, slots in optimiser.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        workspace.current().save("training", tensors, step=step, identity=self.identity)
+
+    @torch.no_grad()
+    def _resume(self) -> int:
+        tensors, values = workspace.current().load("training") or ({}, {})
+        if values.get("identity") != self.identity:
+            return 0
+        for name, tensor in self.state.items():
+            tensor.copy_(tensors[f"state.{name}"])
+        for name, optimiser in self.optimisers.items():
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"{name}."):
+                    index, slot = key.removeprefix(f"{name}.").split(".")
+                    slots.setdefault(int(index), {})[slot] = value
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": slots})
+        return int(values["step"])
