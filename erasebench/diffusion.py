@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from erasebench.encoding import Encoding, Texts, encode, last_token, tokenise
+from erasebench.encoding import Encoding, Texts, encode, encode_embeddings, last_token, token_table, tokenise
 from erasebench.loading import load
 from erasebench.types import Pipeline, Prompt, Status
 from erasebench.weights import apply_tensors, changed_tensors, cross_attention_projections, fingerprint, fork
@@ -25,12 +25,14 @@ __all__ = [
     "changed_tensors",
     "cross_attention_projections",
     "encode",
+    "encode_embeddings",
     "fingerprint",
     "fork",
     "generate",
     "last_token",
     "load",
     "noise",
+    "token_table",
     "tokenise",
 ]
 
