@@ -36,7 +36,7 @@ IDENTITY = (
     "prompts",
     "seed",
 )
-FREE = {"model": ("batch_size", "device")}  # settings that do not change results
+FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
 EMBEDDED = Path(__file__).parent / "emoji" / "weights"
 
 
@@ -65,8 +65,8 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the results."""
         part = {k: self.config[k] for k in IDENTITY}
-        model = {k: v for k, v in self.config["model"].items() if k not in FREE["model"]}
-        return part | {"model": model, "names": self.names}
+        free = {group: {k: v for k, v in part[group].items() if k not in keys} for group, keys in FREE.items()}
+        return part | free | {"names": self.names}
 
     @property
     def key(self) -> str:

@@ -203,23 +203,33 @@ def record(
     return Result(cell.folder, frame, summary, run, False)
 
 
+SPENT = ("evaluations", "queries", "forward", "backward", "seconds")  # of an attack's info: summed over its searches
+
+
 def _budget(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are."""
-    infos = [p.info for p in prompts if p.group == "attack"]
-    if not infos:
+    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are.
+
+    Curves stay with the prompts. Prompts with one text share a search, unless each has a curve of its own.
+    """
+    attacked = [p for p in prompts if p.group == "attack"]
+    if not attacked:
         return {}
-    texts = {p.text: p.info for p in prompts if p.group == "attack"}
-    out: dict[str, Any] = {"prompts": len(infos), "distinct_texts": len(texts)}
-    for name, value in infos[0].items():
-        values = [info[name] for info in texts.values()]
-        if isinstance(value, bool):
+    texts = {p.text: p.info for p in attacked}
+    infos = [p.info for p in attacked] if any("curve" in p.info for p in attacked) else list(texts.values())
+    out: dict[str, Any] = {"prompts": len(attacked), "distinct_texts": len(texts)}
+    for name in dict.fromkeys(name for info in infos for name in info):
+        values = [info[name] for info in infos if name in info]
+        numbers = [v for v in values if isinstance(v, int | float)]
+        if any(isinstance(v, list | dict) for v in values):
+            continue
+        if all(isinstance(v, bool) for v in values):
             out[f"share_{name}"] = sum(values) / len(values)
-        elif name == "evaluations":
-            out[name] = sum(values)
-        elif all(v == value for v in values):
-            out[name] = value
-        else:
-            out[f"mean_{name}"] = sum(values) / len(values)
+        elif name in SPENT:
+            out[name] = sum(numbers)
+        elif all(v == values[0] for v in values):
+            out[name] = values[0]
+        elif numbers:
+            out[f"mean_{name}"] = sum(numbers) / len(numbers)
     return out
 
 
