@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from erasebench.encoding import Encoding, Texts, check_length, encode, last_token, tokenise
+from erasebench.encoding import (
+    Encoding,
+    Texts,
+    check_length,
+    encode,
+    encode_embeddings,
+    last_token,
+    token_table,
+    tokenise,
+)
 from erasebench.loading import load
 from erasebench.types import Guide, Pipeline, Prompt, Status
 from erasebench.weights import (
@@ -37,6 +46,7 @@ __all__ = [
     "cross_attention_projections",
     "edited_weight",
     "encode",
+    "encode_embeddings",
     "fingerprint",
     "fork",
     "generate",
@@ -45,6 +55,7 @@ __all__ = [
     "load",
     "noise",
     "projected_once",
+    "token_table",
     "tokenise",
     "weight64",
 ]

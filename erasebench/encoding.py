@@ -106,6 +106,52 @@ def encode_batch(pipe: Pipeline, texts: Sequence[str], rows: int | None = None) 
     return Encoding(torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds)
 
 
+def token_table(pipe: Pipeline) -> torch.Tensor:
+    """The text encoder's token embeddings [vocabulary, width], before positions are added; shared, not a copy.
+
+    Raises:
+        ValueError: SDXL, whose two text encoders have two tables.
+    """
+    _one_encoder(pipe)
+    return pipe.text_encoder.get_input_embeddings().weight
+
+
+def encode_embeddings(pipe: Pipeline, embeddings: torch.Tensor) -> torch.Tensor:
+    """What the cross-attention gets for token embeddings that need not be those of any token.
+
+    The text encoder's own forward pass (positions, causal mask, layers, final LayerNorm) with the output of its token
+    table replaced: ``encode_embeddings(pipe, token_table(pipe)[tokenise(pipe, texts)])`` is ``encode(pipe, texts)``.
+    Gradients flow back to ``embeddings``. Padding is attended to, as everywhere in Stable Diffusion 1.x and 2.x.
+
+    Args:
+        embeddings: [n, tokens, width] in the text encoder's dtype, on its device, without positions.
+
+    Returns:
+        [n, tokens, width].
+
+    Raises:
+        ValueError: SDXL, an encoder that masks its padding, or embeddings of another width.
+    """
+    _one_encoder(pipe)
+    encoder = pipe.text_encoder
+    width = encoder.get_input_embeddings().embedding_dim
+    if embeddings.dim() != 3 or embeddings.shape[-1] != width:
+        raise ValueError(f"embeddings must have shape [n, tokens, {width}]; got {list(embeddings.shape)}")
+    if getattr(encoder.config, "use_attention_mask", False):
+        raise ValueError("text encoder must attend to its padding (use_attention_mask false); got one that masks it")
+    ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)  # only their shape is used
+    handle = encoder.get_input_embeddings().register_forward_hook(lambda *_: embeddings)
+    try:
+        return encoder(ids)[0]
+    finally:
+        handle.remove()
+
+
+def _one_encoder(pipe: Pipeline) -> None:
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise ValueError("model must have one text encoder (Stable Diffusion 1.x or 2.x); got SDXL's two")
+
+
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> Any:
     length = tokenizer.model_max_length
     return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -1,0 +1,265 @@
+"""The search UnlearnDiffAtk and P4D share: descend the denoising loss on free tokens, ask at times, stop early.
+
+One round of a prompt is some iterations and one query. Prompts are attacked in one batch; each has its own state, noise
+and round, and one that is done makes room for the next, so that the batch stays full and no result depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from attacks import denoising
+from attacks.denoising import Vocabulary
+from attacks.descent import STATE, Models, Slot, Steps, Tokens, descend
+from attacks.queries import Querying, attacked, better, check_whole, names_concept, noted, opened
+from erasebench import diffusion, workspace
+from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+
+Records = dict[int, dict[str, Any]]  # of each prompt, by its place
+TIMESTEPS = tuple(range(10, 1000, 20))
+SAMPLER = ("batch_size", "steps", "guidance_scale", "height", "width")  # fields that info does not repeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSearch(Querying, Attack):
+    """Settings of a white-box token search, and the search.
+
+    Args:
+        lr: of Adam, > 0.
+        weight_decay: >= 0; coupled (L2) unless the attack says AdamW.
+        seed: the search of a prompt depends on this, the prompt and the settings, on nothing else; >= 0.
+
+    The remaining fields are those of :class:`attacks.queries.Querying`.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    lr: float = 0.01
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    access = "model"
+    strength = "text"
+    decoupled: ClassVar[bool] = False  # AdamW
+    distils: ClassVar[bool] = False  # the goal is the original model's prediction, else the noise
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("seed", self.seed, 0)
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be a finite number > 0; got {self.lr!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a finite number >= 0; got {self.weight_decay!r}")
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The attack's word in the tables."""
+
+    @abstractmethod
+    def places(self, words: int, concept: Concept) -> list[int]:
+        """Where free tokens stand with a prompt of some ``words`` tokens, counted in the finished prompt from 0."""
+
+    def keeps_prompt(self) -> bool:
+        """Whether the prompt stays, or the free tokens stand alone."""
+        return True
+
+    @abstractmethod
+    def schedule(self) -> tuple[int, int, int]:
+        """Rounds, iterations of a round, and the latest timestep."""
+
+    @abstractmethod
+    def timestep(self, round: int, generator: torch.Generator) -> int:
+        """The timestep of an iteration."""
+
+    @abstractmethod
+    def relax(self, vocabulary: Vocabulary) -> Tokens:
+        """The continuous stand-in of a token."""
+
+    def attack(
+        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
+    ) -> list[Prompt]:
+        """One prompt per prompt, in order: the first text that succeeded, else the one the judge saw most in.
+
+        A prompt whose plain image shows the concept is passed through (``pre``).
+        """
+        if not prompts:
+            return []
+        rounds, _, latest = self.schedule()
+        for model in (pipe, original):
+            denoising.check_pipeline(model, latest)
+        fitted, shortened = zip(*(self._fit(pipe, prompt, concept) for prompt in prompts), strict=True)
+        victim = denoising.without_weight_gradients(pipe)
+        vocabulary = Vocabulary.of(victim)
+        models = Models(victim, original, concept, judge, vocabulary, self.relax(vocabulary), fitted)
+        records, latents = self._open(models, shortened)
+        with tqdm(total=len(latents) * rounds, desc=self.name, unit="round", disable=None) as bar:
+            self._search(models, records, latents, bar)
+        return [self._result(prompt, models, i, records[i]) for i, prompt in enumerate(prompts)]
+
+    def _fit(self, pipe: Pipeline, prompt: Prompt, concept: Concept) -> tuple[Prompt, bool]:
+        """The prompt, cut so that the free tokens fit beside it, and whether it was cut."""
+        room = pipe.tokenizer.model_max_length - 2
+        if len(self.places(0, concept)) > room:
+            raise ValueError(f"tokens must be <= {room}, what fits a prompt; got {len(self.places(0, concept))}")
+        ids = denoising.prompt_tokens(pipe.tokenizer, prompt.text)
+        text, fits = prompt.text, len(ids)
+        while self.keeps_prompt() and fits + len(self.places(fits, concept)) > room:
+            ids = ids[:-1]
+            text = denoising.decode(pipe.tokenizer, ids)
+            fits = len(denoising.prompt_tokens(pipe.tokenizer, text))
+        return prompt.with_(text=text), text != prompt.text
+
+    def _open(self, models: Models, shortened: Sequence[bool]) -> tuple[Records, dict[int, Tensor]]:
+        """Each prompt's record after its plain query, and the latents of the original's image where one is needed."""
+        prompts, kept = models.prompts, workspace.current().load("opened")
+        if kept is not None:
+            tensors, values = kept
+            return {int(i): r for i, r in values["records"].items()}, {int(i): z for i, z in tensors.items()}
+        began = time.perf_counter()
+        plain = self.ask(models.pipe, prompts, models.concept, models.judge)
+        more = {"gradient": "none", "loss": None, "retokenised_equal": True, "names_concept": False, "best": None}
+        pairs = zip(plain, shortened, strict=True)
+        records = {i: opened(seen, **more, truncated=short) for i, (seen, short) in enumerate(pairs)}
+        wanted = [] if self.budget == 1 else [i for i, record in records.items() if not record["pre"]]
+        images = self.images(models.original, [prompts[i] for i in wanted])
+        targets = {i: image for i, image in zip(wanted, images, strict=True) if image is not None}
+        latents = {i: denoising.to_latents(models.original, image) for i, image in targets.items()}
+        for i in wanted:
+            records[i]["forward"] += self.passes(prompts[i])
+        for record in records.values():
+            record["seconds"] += (time.perf_counter() - began) / len(prompts)
+        tensors = {str(i): z for i, z in latents.items()}
+        workspace.current().save("opened", tensors, records={str(i): record for i, record in records.items()})
+        return records, latents
+
+    def _search(self, models: Models, records: Records, latents: dict[int, Tensor], bar: tqdm) -> None:
+        """Runs the search into ``records``; after every round all there is to keep is kept."""
+        rounds, iterations, _ = self.schedule()
+        steps = Steps(
+            iterations=iterations, timestep=self.timestep, lr=self.lr, decay=self.weight_decay,
+            decoupled=self.decoupled, distils=self.distils, seed=self.seed,
+        )  # fmt: skip
+        slots = self._resume(models, records, latents)
+        pending = [i for i in sorted(latents) if records[i]["queries"] == 1]
+        bar.update(sum(slot.round for slot in slots) + rounds * (len(latents) - len(slots) - len(pending)))
+        while slots or pending:
+            while pending and len(slots) < self.batch_size:
+                slots.append(self._slot(models, pending.pop(0), records, latents))
+            began = time.perf_counter()
+            for start in range(0, len(slots), self.batch_size):
+                descend(models, slots[start : start + self.batch_size], steps)
+            self._query(models, slots)
+            for slot in slots:
+                slot.record["seconds"] += (time.perf_counter() - began) / len(slots)
+                records[slot.index] = slot.record
+            over = [slot for slot in slots if self._over(slot, rounds)]
+            bar.update(len(slots) + sum(rounds - slot.round for slot in over))
+            bar.set_postfix(found=sum(r["success"] and not r["pre"] for r in records.values()), refresh=False)
+            slots = [slot for slot in slots if slot not in over]
+            tensors = {f"{slot.index}.{name}": value for slot in slots for name, value in slot.state.items()}
+            named = {str(i): record for i, record in records.items()}
+            workspace.current().save("search", tensors, records=named, rounds=[[s.index, s.round] for s in slots])
+
+    def _over(self, slot: Slot, rounds: int) -> bool:
+        broke = self.budget is not None and slot.record["queries"] >= self.budget
+        return slot.record["success"] or slot.round >= rounds or broke
+
+    def _slot(self, models: Models, index: int, records: Records, latents: dict[int, Tensor]) -> Slot:
+        """A prompt at the start of its search."""
+        prompt, tokenizer = models.prompts[index], models.pipe.tokenizer
+        ids = denoising.prompt_tokens(tokenizer, prompt.text) if self.keeps_prompt() else []
+        layout = denoising.lay_out(tokenizer, ids, self.places(len(ids), models.concept))
+        x = models.tokens.start(len(layout.free), denoising.generator(self.seed, prompt.seed, "start"))
+        x = x.to(models.vocabulary.table)
+        states = diffusion.encode(models.original, [prompt.text])[0] if self.distils else None
+        state = {"x": x, "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
+        return Slot(index, prompt, layout, latents[index], states, state, records[index])
+
+    def _query(self, models: Models, slots: Sequence[Slot]) -> None:
+        """Asks for the text of what each prompt's rows stand for, as it re-tokenises."""
+        tokenizer, texts, facts = models.pipe.tokenizer, [], []
+        for slot in slots:
+            free = models.vocabulary.ids[models.tokens.answer(slot.state["x"])].cpu()
+            ids = slot.layout.filled(free)
+            texts.append(denoising.decode(tokenizer, ids))
+            same = denoising.prompt_tokens(tokenizer, texts[-1]) == ids
+            names = names_concept(denoising.decode(tokenizer, free.tolist()), models.concept)
+            facts.append({"retokenised_equal": same, "names_concept": names})
+        asked = [slot.prompt.with_(text=text) for slot, text in zip(slots, texts, strict=True)]
+        found = self.ask(models.pipe, asked, models.concept, models.judge)
+        for slot, text, fact, seen in zip(slots, texts, facts, found, strict=True):
+            slot.record = better(noted(slot.record, seen), seen, text, **fact)
+
+    def _resume(self, models: Models, records: Records, latents: dict[int, Tensor]) -> list[Slot]:
+        """Slots as they were when the search was last kept; ``records`` are brought up to then."""
+        kept = workspace.current().load("search")
+        if kept is None:
+            return []
+        tensors, values = kept
+        records.update({int(i): record for i, record in values["records"].items()})
+        slots = []
+        for index, number in values["rounds"]:
+            slot = self._slot(models, index, records, latents)
+            slot.state = {name: tensors[f"{index}.{name}"].to(slot.state[name].device) for name in STATE}
+            slot.round = number
+            slots.append(slot)
+        return slots
+
+    def _result(self, prompt: Prompt, models: Models, index: int, record: dict[str, Any]) -> Prompt:
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SAMPLER}
+        settings = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+        best = record["best"]
+        info = {name: value for name, value in record.items() if name != "best"} | settings
+        info |= {"sees_guide": getattr(models.pipe, "guide", None) is None, "seconds": round(record["seconds"], 3)}
+        text = best["text"] if best else models.prompts[index].text
+        return attacked(prompt, self.name, models.concept, text=text, info=info)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixSearch(TokenSearch):
+    """A token search before the prompt, over a grid of timesteps with a query after each.
+
+    Args:
+        tokens: k >= 1, or None for 5 with unsafe concepts and 3 otherwise.
+        timesteps: t of each round, in this order; >= 0.
+        iterations: Adam steps at each timestep, >= 1.
+
+    The remaining fields are those of :class:`TokenSearch`.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    tokens: int | None = None
+    timesteps: tuple[int, ...] = TIMESTEPS
+    iterations: int = 40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "timesteps", tuple(self.timesteps))
+        if not self.timesteps or any(not isinstance(t, int) or t < 0 for t in self.timesteps):
+            raise ValueError(f"timesteps must hold at least one integer >= 0; got {self.timesteps}")
+        check_whole("iterations", self.iterations, 1)
+        if self.tokens is not None:
+            check_whole("tokens", self.tokens, 1)
+
+    def places(self, words: int, concept: Concept) -> list[int]:
+        """Before the prompt: 0 to k - 1."""
+        return list(range(self.tokens or (5 if concept.kind == "unsafe" else 3)))
+
+    def schedule(self) -> tuple[int, int, int]:
+        return len(self.timesteps), self.iterations, max(self.timesteps)
+
+    def timestep(self, round: int, generator: torch.Generator) -> int:
+        return self.timesteps[round]
