@@ -97,7 +97,7 @@ def cost(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
         spent = erase.get("cost", {})
         if names["method"] == "none":
             continue
-        keys = ("seconds", "peak_rss_mb", "unet_evaluations", "unet_with_gradient")
+        keys = ("seconds", "peak_rss_mb", "unet_evaluations", "unet_with_gradient_evaluations")
         lines.append([name(names), names["concept"], *(str(spent.get(k, "-")) for k in keys), str(erase.get("bytes"))])
     return lines
 

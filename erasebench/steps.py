@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from erasebench import budget, checks, diffusion, erasures, provenance, store, tables, workspace
 from erasebench.contact_sheet import contact_sheet
+from erasebench.counting import counting
 from erasebench.files import replacing
 from erasebench.run import EMBEDDED, VERSION, Cell, Result
 from erasebench.sources import input_hashes, source_hash, targets
@@ -76,16 +78,19 @@ def _erase(
     base = {"base": model_key} if model_key != cell.model_hash else {}
 
     def make(folder: Path) -> None:
-        with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"):
+        with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"), counting() as spent:
+            started = time.perf_counter()
             erased = method.erase(model, concept)
+            cost = {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
+            cost |= {f"{name}_evaluations": number for name, number in asdict(spent).items()}
             matrix = method.matrix(model, concept) if hasattr(method, "matrix") else None
-        how = {"method": node, "concept": concept_node, "model": cell.model_hash}
+        how = {"method": node, "concept": concept_node, "model": cell.model_hash, "cost": cost}
         erasures.save(folder, erased, model, matrix, **how, **base)
 
     record["cached"] &= store.read_manifest(cell.root / "cache" / "erase" / key) is not None
     folder = store.step(cell.root, "erase", key, make)
     erased = erasures.load(folder, model)
-    record["key"] = key
+    record |= {"key": key, "cost": erasures.read(folder)["cost"]}  # of the run that made it, since its last restart
     record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return erased, model_key if erased is model else key
 
