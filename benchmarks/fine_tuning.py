@@ -1,0 +1,216 @@
+"""Cost of one training step of ESD and EAP at the exact shape of Stable Diffusion 1.4, beside the straightforward way.
+
+    python benchmarks/fine_tuning.py [--latents 32] [--drawing 2 8] [--threads 2] [--device cpu]
+
+The straightforward way asks the UNet for one text at a time: two calls for each guided DDIM step, one for each branch
+of the loss, and in EAP's second step the branch of the erased concept, whose gradient reaches nothing. Both ways get
+the same random numbers and their losses are compared. The optimiser's update, the same for both, is not counted.
+
+The UNet has Stable Diffusion 1.4's architecture (859.5 M parameters) and random weights. A latent is drawn in 25.5
+DDIM steps on average; ``--drawing`` says after how many the measured ones stop, and the cost at 25.5 is read off the
+straight line through them. The paper's latents are 64 x 64; smaller ones take less time to measure, and less of it is
+arithmetic, which batches do not spare. CPU seconds add up all threads: on a machine that is busy with other work they
+are the fairer figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from erase import Meter, sd14_shape
+
+from erasebench.types import Concept, Pipeline
+from methods.eap import EAP, Pool
+from methods.esd import ESD
+from methods.fine_tuning import FineTuning, student
+from methods.on_policy import Denoiser
+
+MEAN = 25.5  # DDIM steps
+CHURCH = Concept(name="church", phrases=("church",))
+WORDS = ("tower", "house", "tree", "dog")
+
+
+def filled(latents: int, device: str) -> Pipeline:
+    """The pipeline of Stable Diffusion 1.4's shape with every weight of its UNet random and of sensible size."""
+    pipe = sd14_shape()
+    for name, p in pipe.unet.named_parameters():
+        p.normal_(std=p[0].numel() ** -0.5) if p.dim() > 1 else p.fill_(float("norm" in name and "weight" in name))
+    pipe.unet.register_to_config(sample_size=latents)
+    return pipe.to(device)
+
+
+def trained(pipe: Pipeline, method: FineTuning) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What the method trains, a little way from the original, so that no loss is zero."""
+    unet, weights = student(pipe, method.layers)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.add_(torch.randn_like(weight), alpha=0.1 * weight.shape[-1] ** -0.5)
+    return unet, {**weights}
+
+
+class Plain:
+    """The same model asked for one latent and one text at a time."""
+
+    def __init__(self, model: Denoiser) -> None:
+        self.model, self.unet = model, model.pipe.unet
+        self.scheduler = DDIMScheduler.from_config(
+            model.pipe.scheduler.config, set_alpha_to_one=False, timestep_spacing="leading", steps_offset=1
+        )
+        self.scheduler.set_timesteps(model.steps)
+
+    def text(self, word: str) -> torch.Tensor:
+        return self.model.encode([word]).states
+
+    def ask(self, unet: Any, z: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
+        return unet(z, torch.tensor([t], device=z.device), encoder_hidden_states=text, return_dict=False)[0]
+
+    @torch.no_grad()
+    def drawn(self, unet: Any, draw: Any, text: torch.Tensor) -> torch.Tensor:
+        z = self.model.noise([draw.generator])
+        for t in self.scheduler.timesteps[1 : self.model.steps - max(draw.stage - 1, 0)]:
+            empty, given = self.ask(unet, z, int(t), self.text("")), self.ask(unet, z, int(t), text)
+            z = self.scheduler.step(empty + self.model.guidance_scale * (given - empty), t, z).prev_sample
+        return z
+
+    def erase_loss(self, unet: Any, draw: Any, eta: float, scale: float) -> torch.Tensor:
+        text = self.text(draw.word)
+        z = self.drawn(unet, draw, text)
+        with torch.no_grad():
+            e, e_text = (self.ask(self.unet, z, draw.timestep, other) for other in (self.text(""), text))
+        difference = self.ask(unet, z, draw.timestep, text) - (e - eta * (e_text - e))
+        return scale * difference.square().mean()
+
+    def keep_loss(self, unet: Any, draw: Any, text: torch.Tensor, scale: float) -> torch.Tensor:
+        z = self.drawn(unet, draw, text.detach())
+        with torch.no_grad():
+            kept = self.ask(self.unet, z, draw.timestep, text.detach())
+        return scale * (self.ask(unet, z, draw.timestep, text) - kept).square().mean()
+
+
+Step = Callable[[], torch.Tensor]
+
+
+def esd_steps(pipe: Pipeline, stage: int) -> tuple[list[Step], list[Step]]:
+    """ESD's step in this repository's way and the plain way; each returns its loss and has computed the gradients."""
+    method = ESD()
+    model, (unet, weights) = method.denoiser(pipe), trained(pipe, method)
+    plain = Plain(model)
+
+    def draws() -> list[Any]:
+        return at_stage(method.draws(model, CHURCH, 0), stage)
+
+    def ours() -> torch.Tensor:
+        return with_gradients(method.loss(model, unet, draws()), weights.values())
+
+    def straightforward() -> torch.Tensor:
+        return with_gradients(plain.erase_loss(unet, draws()[0], method.eta, 1.0), weights.values())
+
+    return [ours], [straightforward]
+
+
+def eap_steps(pipe: Pipeline, stage: int) -> tuple[list[Step], list[Step]]:
+    """EAP's two steps, of the weights and of the choice."""
+    method = EAP(pool=WORDS)
+    model, (unet, weights) = method.denoiser(pipe), trained(pipe, method)
+    plain, pools = Plain(model), {"church": method.candidates(model, "church", CHURCH)}
+    logits = [pools["church"].logits]
+    alpha = float(model.level([model.timesteps[stage]]))
+    scale = (1 - alpha) / alpha
+
+    def draws() -> list[Any]:
+        return at_stage(method.draws(model, pools, 0), stage)
+
+    def branches(pools: dict[str, Pool]) -> tuple[torch.Tensor, torch.Tensor]:
+        text = method.chosen(pools, draws()).states
+        erase = plain.erase_loss(unet, draws()[0], method.eta, scale)
+        return erase, plain.keep_loss(unet, draws()[0], text, scale)
+
+    return (
+        [
+            lambda: with_gradients(method.weights_loss(model, unet, pools, draws()), weights.values()),
+            lambda: with_gradients(method.concept_loss(model, unet, pools, draws()), logits),
+        ],
+        [
+            lambda: with_gradients(sum(branches(pools), torch.zeros(())), weights.values()),
+            lambda: with_gradients(-branches(pools)[1], logits),
+        ],
+    )
+
+
+def with_gradients(loss: torch.Tensor, inputs: Any) -> torch.Tensor:
+    torch.autograd.grad(loss, list(inputs))
+    return loss.detach()
+
+
+def at_stage(draws: Sequence[Any], stage: int) -> list[Any]:
+    """The same draws with latents that are drawn as far as asked for, and a timestep that belongs there."""
+    return [draw._replace(stage=stage, timestep=20 * stage + draw.timestep % 20) for draw in draws]
+
+
+def measured(steps: Sequence[Step], repeats: int) -> tuple[float, float, float, list[float]]:
+    """Fewest seconds, fewest CPU seconds and most extra megabytes of some steps, and their losses."""
+    best = []
+    for _ in range(repeats):
+        with Meter() as meter:
+            losses = [float(step()) for step in steps]
+        best.append(meter)
+    return min(m.seconds for m in best), min(m.cpu for m in best), max(m.megabytes for m in best), losses
+
+
+def report(name: str, make: Callable[[Pipeline, int], Any], pipe: Pipeline, options: argparse.Namespace) -> None:
+    points: dict[str, list[tuple[float, float, float]]] = {"one by one": [], "here": []}
+    for drawing in options.drawing:
+        ours, plain = make(pipe, FineTuning().steps - drawing)
+        values = {}
+        for way, steps in (("one by one", plain), ("here", ours)):
+            seconds, cpu, extra, values[way] = measured(steps, options.repeats)
+            points[way].append((drawing, seconds, cpu))
+            label = f"{name}, {drawing} DDIM steps, {way}"
+            print(f"{label:48}{seconds:10.1f}{cpu:10.1f}{extra:10.0f}", flush=True)
+        error = max(abs(a - b) / abs(b) for a, b in zip(values["here"], values["one by one"], strict=True))
+        faster = [points["one by one"][-1][i] / points["here"][-1][i] for i in (1, 2)]
+        print(
+            f"{'':48}{faster[0]:9.2f}x{faster[1]:9.2f}x{'':12}relative difference of the losses {error:.0e}", flush=True
+        )
+    if len(options.drawing) > 1:
+        for column, unit in ((1, "seconds"), (2, "CPU seconds")):
+            way = {k: fitted(p, column) for k, p in points.items()}
+            ratio = way["one by one"] / way["here"]
+            print(f"{name}, {MEAN} DDIM steps: {way['one by one']:.0f} -> {way['here']:.0f} {unit}, {ratio:.2f}x")
+
+
+def fitted(points: Sequence[tuple[float, float, float]], column: int) -> float:
+    slope, start = np.polyfit([p[0] for p in points], [p[column] for p in points], 1)
+    return float(start + slope * MEAN)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--latents", type=int, default=32, help="latents per side; the paper's model has 64")
+    parser.add_argument("--drawing", type=int, nargs="+", default=[2, 8], help="DDIM steps, 1 to 49")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--method", nargs="+", choices=["esd", "eap"], default=["esd", "eap"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pipe = filled(options.latents, options.device)
+    size = f"latents {options.latents} x {options.latents}, float32"
+    print(f"{size}, {options.threads} threads, torch {torch.__version__}, best of {options.repeats}")
+    warm = ESD(steps=2).denoiser(pipe)
+    with torch.no_grad():
+        for texts in (["church"], ["", "church"]):
+            latents = warm.noise([torch.Generator() for _ in texts])
+            warm.epsilon(pipe.unet, latents, [500] * len(texts), warm.encode(texts))
+    print(f"{'a step: loss and gradients':48}{'seconds':>10}{'CPU s':>10}{'extra MB':>10}")
+    for name in options.method:
+        report(name, {"esd": esd_steps, "eap": eap_steps}[name], pipe, options)
+
+
+if __name__ == "__main__":
+    main()
