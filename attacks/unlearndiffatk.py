@@ -98,12 +98,12 @@ def project_to_simplex(x: Tensor) -> Tensor:
     >>> project_to_simplex(torch.tensor([[0.5, 1.5, -3.0], [0.2, 0.3, 0.5]])).tolist()
     [[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]
     """
-    shift = (x.sum(1, keepdim=True) - 1) / x.shape[1]
-    count = None
+    positive = torch.ones_like(x, dtype=torch.bool)
+    count = positive.sum(1, keepdim=True)
     while True:
-        positive = x > shift
+        shift = (torch.where(positive, x, 0).sum(1, keepdim=True) - 1) / count
+        positive &= x > shift  # never back: rounding could make an entry go in and out for ever
         now = positive.sum(1, keepdim=True)
-        if count is not None and torch.equal(now, count):
+        if torch.equal(now, count):
             return (x - shift).clamp_(min=0)
         count = now
-        shift = (torch.where(positive, x, 0).sum(1, keepdim=True) - 1) / now
