@@ -153,7 +153,7 @@ class EAP(FineTuning, Method):
         """The pool of one text to erase: words near it, spread over their distances, all equally likely."""
         pipe = model.pipe
         words = tokenizer_words(pipe) if self.pool is None else pool_words(self.pool)
-        named = {phrase.lower() for phrase in concept.phrases}
+        named = {phrase.lower() for part in concept.singles for phrase in part.phrases}
         words = [w for w in dict.fromkeys(words) if LETTERS.issuperset(w.lower()) and w.lower() not in named]
         if not words:
             raise ValueError(f"pool must hold a word that is not {concept.name!r}; got none; list words to preserve")

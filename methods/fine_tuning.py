@@ -13,7 +13,7 @@ import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class FineTuning:
     seed: int = 0
     autocast: bool = True
 
+    together: ClassVar[tuple[str, ...]] = ("joint", "sequence")
+
     def __post_init__(self) -> None:
         check_choice("layers", self.layers, get_args(Layers))
         check_choice("phrases", self.phrases, ("name", "all"))
@@ -77,8 +79,9 @@ class FineTuning:
         check_number("guidance_scale", self.guidance_scale)
 
     def words(self, concept: Concept) -> tuple[str, ...]:
-        """The texts to erase."""
-        return concept.phrases if self.phrases == "all" else concept.phrases[:1]
+        """The texts to erase: of every concept, where several are erased jointly."""
+        many = None if self.phrases == "all" else 1
+        return tuple(phrase for part in concept.singles for phrase in part.phrases[:many])
 
     def denoiser(self, pipe: Pipeline) -> Denoiser:
         """What draws and asks the pipeline's models, with these settings."""

@@ -17,9 +17,12 @@ from erasebench import conf_folder, diffusion, erasures, export, several, tables
 from erasebench.prompts import CsvPrompts, TemplatePrompts
 from erasebench.run import EMBEDDED, IDENTITY, plan, run
 from erasebench.types import Concept, joint
+from methods.eap import EAP
+from methods.esd import ESD
 from methods.negative_prompt import NegativePrompt
 from methods.none import NoErasure
 from methods.rece import RECE
+from methods.sdd import SDD
 from methods.sld import SLD
 from methods.uce import UCE
 
@@ -228,3 +231,20 @@ def test_in_a_sequence_an_anchor_may_be_erased_later(tmp_path, monkeypatch):
 def test_an_anchor_can_be_set_for_a_further_concept():
     assert several.node({"name": "dog", "anchor": "owl"})["anchor"] == "owl"
     assert several.node("dog")["anchor"] != "owl"
+
+
+# --- joint training
+
+
+@pytest.mark.parametrize("method", [ESD(iterations=2), SDD(iterations=2), EAP(iterations=1, pool=("sun", "kitty"))])
+def test_training_methods_erase_the_texts_of_every_part(tiny_pipe, method):
+    assert method.words(BOTH) == ("cat", "dog") and "joint" in method.together
+    assert replace(method, phrases="all").words(BOTH) == ("cat", "kitty", "dog", "puppy")
+    small = replace(method, steps=2, lr=1e-3)
+    one, both = (diffusion.changed_tensors(small.erase(tiny_pipe, c), tiny_pipe) for c in (CAT, BOTH))
+    assert one.keys() == both.keys() and any(not torch.equal(one[k], both[k]) for k in one)
+
+
+def test_no_part_of_a_joint_concept_is_in_the_pool_that_is_preserved(tiny_pipe):
+    method = EAP(pool=("kitty", "Puppy", "sun"))
+    assert method.candidates(method.denoiser(tiny_pipe), "cat", BOTH).words == ["sun"]
