@@ -1,7 +1,7 @@
 """Measure the embedded model: ``python -m erasebench.emoji.quality`` prints the figures of the model card.
 
-Prompts and seeds here are used for nothing else: seeds start at 900000 and most sentence frames do not occur in
-training. Accuracy is the independent classifier's.
+Prompts and seeds here are used for nothing else: seeds start at 900000, sentences are drawn anew in the language of the
+world, and a second set uses sentence frames that do not occur in training. Accuracy is the independent classifier's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +19,41 @@ from PIL import Image
 from tqdm import tqdm
 
 from erasebench import diffusion
-from erasebench.emoji import world
+from erasebench.emoji import captions, world
 from erasebench.emoji.classifier import WEIGHTS, EmojiJudge
 from erasebench.emoji.contrastive import load_contrastive
 from erasebench.types import Prompt
 
-FRAMES = (
-    "a {s} drawing of a {c} on a {b} background",
+UNSEEN = (  # sentence frames that do not occur in training
     "my new {s} drawing of a {c}, {b} background",
-    "the {c} we drew by {s} on {b}",
     "{s} style picture of the {c} with a {b} background",
+    "the {c} we drew by {s} on {b}",
 )
 
 
-def _cases(n: int) -> list[dict]:
+def _cases(n: int, frames: Sequence[str] | None = None) -> list[dict]:
+    """n prompts per concept, half by name, half by synonym; without frames, sentences of the world with free text."""
     rng, cases = random.Random(900_000), []
     for thing in world.things().values():
         for i in range(n):
             word = thing.name if i < n // 2 else rng.choice(thing.synonyms)
             style, place = rng.choice(list(world.STYLES)), rng.choice(list(world.BACKGROUNDS))
-            text = FRAMES[i % len(FRAMES)].format(c=word, s=style, b=place)
+            if frames:
+                text = frames[i % len(frames)]
+            else:
+                text = rng.choice(captions.BEFORE) + rng.choice(captions.FULL) + rng.choice(captions.AFTER)
             cases.append(
-                {"concept": thing.name, "style": style, "background": place, "plain": i < n // 2, "text": text}
-            )
+                {"concept": thing.name, "style": style, "background": place, "plain": i < n // 2,
+                 "text": text.format(c=word, s=style, b=place)}
+            )  # fmt: skip
     return cases
 
 
-def generation(pipe: diffusion.Pipeline, n: int, steps: int, guidance: float) -> tuple[dict, list[Image.Image]]:
-    """Accuracy of concept, style, background and synonyms over n pictures of every concept, and images per second."""
-    cases, judge = _cases(n), EmojiJudge()
+def generation(
+    pipe: diffusion.Pipeline, cases: list[dict], steps: int, guidance: float
+) -> tuple[dict, list[Image.Image]]:
+    """Accuracy of concept, style, background and synonyms, and images per second."""
+    judge = EmojiJudge()
     prompts = [Prompt(id=str(i), text=c["text"], seed=900_000 + i) for i, c in enumerate(cases)]
     started, images = time.time(), []
     for _, image, _status in tqdm(
@@ -109,7 +116,9 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="write a picture grid here")
     args = parser.parse_args()
     pipe = diffusion.load(args.model)
-    figures, images = generation(pipe, args.n, args.steps, args.guidance)
+    figures, images = generation(pipe, _cases(args.n), args.steps, args.guidance)
+    unseen, _ = generation(pipe, _cases(6, UNSEEN), args.steps, args.guidance)
+    figures["unseen_frames"] = {k: unseen[k] for k in ("n", "concept", "synonym", "style", "background")}
     if args.artwork:
         figures["contrastive_zero_shot"] = zero_shot(args.artwork)
     if args.grid:
