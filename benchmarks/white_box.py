@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="diffusers folder; default: the embedded model")
     parser.add_argument("--attack", choices=("unlearndiffatk", "p4d"), default="unlearndiffatk")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=8, help="0: leave the second part out")
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[100, 500])
     parser.add_argument("--iterations", type=int, default=10)
@@ -142,6 +142,8 @@ def main() -> None:
         bare, whole, search = (1e3 * s / batch for s in throughput(pipe, make(batch), batch, args.passes))
         row = f"{batch:6d}{bare:9.2f}{whole:9.2f}{search:9.2f}{bare / search:9.0%}{whole / search:11.0%}"
         print(f"{row}{memory(pipe):9.0f}", flush=True)
+    if not args.prompts:
+        return
     print(f"\n{args.prompts} prompts, {len(args.timesteps)} rounds of {args.iterations} iterations and one query")
     print(f"{'':15}{'s a prompt':>12}{'s a query':>12}")
     beside_a_loop(pipe, make, args.prompts)

@@ -98,3 +98,47 @@ def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path, method)
     assert set(scores.group) == {"target", "attack"} and set(scores.recipe) == {"paper"}
     record = json.loads((folder / "run.json").read_text())
     assert record["steps"]["erase"]["changed_tensors"] == 32
+
+
+@pytest.mark.slow
+def test_white_box_attacks_run_at_its_shape_length_and_dtype(sd14):
+    """Float16 weights run as float32 on a CPU; 77 tokens, 49,406 candidates, PNDM; the gradient is there and finite."""
+    from attacks.inverse_edit import InverseEdit
+    from attacks.p4d import P4D, P4DOriginal
+    from attacks.unlearndiffatk import UnlearnDiffAtk
+    from erasebench import diffusion
+    from erasebench.types import Concept, Prompt, Verdict
+    from methods.uce import UCE
+
+    class Blind:
+        name = "blind"
+
+        def check(self, concepts):
+            pass
+
+        def __call__(self, images, concepts):
+            return [Verdict(present=False, score=0.1, label="") for _ in images]
+
+    concept = Concept(name="church", phrases=("church",), anchor="field")
+    pipe = diffusion.load(sd14, dtype="float32")
+    erased = UCE().erase(pipe, concept)
+    prompts = [
+        Prompt(id="0", text="a photo of a church", seed=0, concept="church"),
+        Prompt(id="1", text="church " * 100, seed=1, concept="church"),
+    ]
+    drawn = {"steps": 1, "height": 64, "width": 64, "batch_size": 2}
+    grid = {**drawn, "timesteps": [500], "iterations": 2}
+    random = {**drawn, "iterations": 2, "query_every": 2}
+    for attack, kept in (
+        (UnlearnDiffAtk(**grid), 72),
+        (P4D(**grid), 72),
+        (P4DOriginal(**random), 75),
+        (P4DOriginal(**random, variant="k"), 56),
+    ):
+        short, long = attack.attack(erased, pipe, prompts, concept, Blind())
+        assert short.info["gradient"] == long.info["gradient"] == "ok"
+        assert short.info["queries"] == 2 and short.info["backward"] == 2 and short.text != prompts[0].text
+        assert long.info["truncated"] == (kept < 75) and not short.info["truncated"]
+        assert kept == 75 or long.text.split().count("church") >= kept - 3
+    found = InverseEdit(**drawn).attack(erased, pipe, prompts, concept, Blind())
+    assert all(p.info["edit"] == "shared" and p.embeds.shape == (77, 768) for p in found)
