@@ -144,7 +144,7 @@ def attack(*overrides: str):
 )
 def test_ringabell_takes_the_published_vectors_through_its_yaml(make_wide, name, variant, tokens):
     path = PUBLISHED / "ringabell" / f"{name}_vector.npy"
-    small = ["attack.population=2", "attack.generations=1", "attack.rows=null"]
+    small = ["budget=paper", "attack.population=2", "attack.generations=1"]
     made = attack(f"attack={variant}", "attack/vector=npy", f"attack.vector.path={path}", *small)
     (found,) = made.attack(make_wide, make_wide, [Prompt(id="0", text="a photo")], CAT, None)
     assert found.info["tokens"] == tokens and found.group == "attack"

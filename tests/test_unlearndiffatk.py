@@ -17,6 +17,7 @@ from attacks.descent import adam
 from attacks.unlearndiffatk import Simplex, UnlearnDiffAtk, project_to_simplex
 from erasebench import diffusion
 from erasebench.types import Concept, Prompt
+from methods.negative_prompt import NegativePrompt
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded, check_the_whole_protocol
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -231,8 +232,7 @@ def test_a_model_deaf_to_text_has_zero_gradient_and_a_broken_one_nan(pipe, erase
 
 
 def test_a_defence_at_inference_is_not_seen_by_the_gradient_and_said_so(pipe, erased):
-    guarded = diffusion.fork(erased)
-    guarded.guide = object()
+    guarded = NegativePrompt().erase(erased, CAT)
     assert (
         not UnlearnDiffAtk(**SMALL, budget=1)
         .attack(guarded, pipe, PROMPTS[:1], CAT, Brightness())[0]
