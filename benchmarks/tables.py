@@ -1,6 +1,6 @@
 """The tables of README and docs, from the runs in a results folder; nothing is measured here.
 
-    python benchmarks/tables.py results=DIR view=methods|attacks|cost
+    python benchmarks/tables.py results=DIR view=methods|attacks|cost [concept=A,B] [method=...] [attack=...]
 
 ``methods``: one row per concept, method and recipe, with the attack's column where the runs have one. ``attacks``: one
 row per concept, method and attack, with budget and seconds. ``cost``: seconds, peak memory and model evaluations of the
@@ -49,10 +49,9 @@ def value(rows: pd.DataFrame, side: str, scale: float = 1, digits: int = 1) -> s
 
 
 def quality(summary: pd.DataFrame, side: str) -> list[str]:
-    """CLIP score and Frechet distance to real pictures, on unrelated prompts."""
-    part = summary[summary.group == "unrelated"]
-    fid = part[part.metric.str.startswith("fid.") & part.metric.str.contains("vs_real")]
-    return [value(part[part.metric.str.startswith("clip_score.")], side), value(fid, side)]
+    """CLIP score on unrelated prompts; Frechet distance to real pictures on all that should be left alone."""
+    clip = summary[(summary.group == "unrelated") & summary.metric.str.startswith("clip_score.")]
+    return [value(clip, side), value(summary[summary.metric.str.contains(r"^fid\..*vs_real")], side)]
 
 
 def name(names: Mapping[str, str]) -> str:
@@ -105,6 +104,9 @@ def cost(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
 def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     found = runs(Path(options.get("results", "results")))
+    for key in ("concept", "method", "attack"):
+        if key in options:
+            found = [f for f in found if f[0]["identity"]["names"][key] in options[key].split(",")]
     print(as_markdown({"methods": methods, "attacks": attacks, "cost": cost}[options.get("view", "methods")](found)))
 
 

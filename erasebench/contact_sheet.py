@@ -54,8 +54,9 @@ def contact_sheet(
 
 
 def _spread(prompts: list[Prompt], n: int) -> list[Prompt]:
-    step = max(1, len(prompts) // n)
-    return prompts[::step][:n]
+    """n prompts from first to last; not every k-th, which would meet the same concept again where they take turns."""
+    places = [round(i * (len(prompts) - 1) / max(1, n - 1)) for i in range(min(n, len(prompts)))]
+    return [prompts[i] for i in places]
 
 
 def _images(images: ImageSet, rows: list[Prompt]) -> dict[str, Image.Image | None]:
