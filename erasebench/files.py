@@ -78,7 +78,7 @@ def check_writable(folder: str | Path) -> Path:
         OSError: it cannot be created or written; one line says why and what to do.
     """
     folder = Path(folder)
-    with explained(folder):
+    with explained(folder, (*DENIED, errno.ENOENT)):
         folder.mkdir(parents=True, exist_ok=True)
         probe = work_path(folder / "probe")
         probe.write_bytes(b"")

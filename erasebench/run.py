@@ -188,6 +188,19 @@ def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
         return {}
 
 
+def leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a nested config; lists are values.
+
+    >>> list(leaves({"model": {"steps": 20, "path": None}, "seed": 0}))
+    [('model.steps', 20), ('model.path', None), ('seed', 0)]
+    """
+    if not isinstance(config, Mapping):
+        yield name, config
+        return
+    for key, value in config.items():
+        yield from leaves(value, f"{name}.{key}" if name else str(key))
+
+
 def refuse_other_config(cell: Cell) -> None:
     """A run folder belongs to one config."""
     try:
@@ -196,8 +209,7 @@ def refuse_other_config(cell: Cell) -> None:
         return
     now = json.loads(json.dumps(cell.identity))
     if before != now:
-        flat = lambda d: pd.json_normalize(d, sep=".").iloc[0].astype(str).to_dict()  # noqa: E731
-        a, b = flat(before), flat(now)
+        a, b = dict(leaves(before)), dict(leaves(now))
         differ = [f"{k} was {a.get(k)} and is {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
         raise ValueError(
             f"{cell.folder} holds a run with another config: {'; '.join(differ[:4])}; "
