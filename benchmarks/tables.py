@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from erasebench.leaderboard import as_markdown
+from erasebench.run import has_recipe
 
 RATES = ("target", "paraphrase", "attack", "neighbour", "unrelated")
 
@@ -28,7 +29,7 @@ def runs(root: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     out = []
     for path in sorted(root.glob("runs/**/run.json")):
         summary = pd.read_csv(path.parent / "summary.csv", keep_default_na=False, na_values=[""])
-        out.append((json.loads(path.read_text()), summary[summary.relation.fillna("") == ""]))
+        out.append((json.loads(path.read_text()), summary[summary.relation.isna() | (summary.relation == "")]))
     return out
 
 
@@ -55,7 +56,8 @@ def quality(summary: pd.DataFrame, side: str) -> list[str]:
 
 
 def name(names: Mapping[str, str]) -> str:
-    return names["method"] + (" (literal)" if names["recipe"] == "paper" and names["model"] == "emoji" else "")
+    literal = names["recipe"] == "paper" and has_recipe(names["method"], names["model"])
+    return names["method"] + (" (literal)" if literal else "")
 
 
 def methods(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:

@@ -41,7 +41,9 @@ def cell(results: Path, *overrides: str):
 
 def command(results: Path, *overrides: str, **options):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    args = [sys.executable, "-m", "erasebench", f"results={results}", *SMALL, *overrides]
+    flags = [o for o in overrides if o.startswith("-")]  # argparse wants them before the first key=value
+    rest = [o for o in overrides if o not in flags]
+    args = [sys.executable, "-m", "erasebench", *flags, f"results={results}", *SMALL, *rest]
     return subprocess.Popen(
         args, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
