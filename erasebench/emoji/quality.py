@@ -1,7 +1,8 @@
 """Measure the embedded model: ``python -m erasebench.emoji.quality`` prints the figures of the model card.
 
-Prompts and seeds here are used for nothing else: seeds start at 900000, sentences are drawn anew in the language of the
-world, and a second set uses sentence frames that do not occur in training. Accuracy is the independent classifier's.
+Seeds start at 900000 and are used for nothing else. The first set fills the sentence frames of training anew, so some
+of its texts may have been trained on; the second uses frames that do not occur in training, and is much harder. Neither
+was used to choose a setting. Accuracy is the independent classifier's.
 """
 
 from __future__ import annotations
