@@ -66,7 +66,7 @@ lint: setup ## format, style, types, import rules
 
 .PHONY: benchmarks
 benchmarks: setup ## measure speed and memory
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; "$(PY)" "$$file"; done
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; "$(PY)" "$$file"; done
 
 .PHONY: setup
 setup: $(STAMP) ## make the environment (VENV, default .venv); instant when it is up to date

@@ -9,6 +9,7 @@ and those the algorithm asked for. CPU seconds are the figure to compare on a ma
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from attacks.pairs import TextPairs
 from attacks.ringabell import Memo, RingABell, Space, run

@@ -13,11 +13,14 @@ import argparse
 import copy
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench import diffusion
 from erasebench.types import Pipeline, Prompt

@@ -10,11 +10,15 @@ docs/decisions/0002.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench import conf_folder, diffusion
 from erasebench.run import EMBEDDED

@@ -18,6 +18,8 @@ from typing import Any
 
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
+
 from erasebench.leaderboard import as_markdown
 from erasebench.run import has_recipe
 

@@ -1,0 +1,1 @@
+"""What erasebench costs, measured; each script prints a table."""
