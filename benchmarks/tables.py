@@ -1,10 +1,14 @@
 """The tables of README and docs, from the runs in a results folder; nothing is measured here.
 
-    python benchmarks/tables.py results=DIR view=methods|attacks|cost [concept=A,B] [method=...] [attack=...]
+    python benchmarks/tables.py view=VIEW [results=DIR] [model=A,B] [concept=...] [method=...] [attack=...] [seed=...]
+    python benchmarks/tables.py view=budget concept=cat method=uce out=FILE.png [results=DIR] [attack=...]
 
-``methods``: one row per concept, method and recipe, with the attack's column where the runs have one. ``attacks``: one
-row per concept, method and attack, with budget and seconds. ``cost``: seconds, peak memory and model evaluations of the
-erase step. Cells are the erased model's value [95 % interval]; the original model has rows of its own.
+``methods``: one row per concept, method and recipe, with the attack's column where the runs have one. ``cost``:
+seconds, peak memory and model evaluations of the erase step. ``attacks``: one row per concept, method and attack, with
+what it spent and its best control; bold: shown to be better than that (95 %). ``attack_matrix``: the same as concepts
+and attacks by methods. ``transfer``: prompts found on one model, tried on others; bold: where they were found.
+``budget``: a picture of the success of all attacks on one model after each image judged, controls dashed. Cells are the
+erased model's value [95 % interval] in %; the original model has rows or columns of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +24,21 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
+from benchmarks.attack_tables import attack_matrix, attacks, cells, draw_budget, method_name, run_files, transfer
 from erasebench.leaderboard import as_markdown
-from erasebench.run import has_recipe
 
+FILTERS = ("model", "concept", "method", "attack", "seed")
 RATES = ("target", "paraphrase", "attack", "neighbour", "unrelated")
 
 
-def runs(root: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """(run.json, summary without relations) of every finished run."""
+def runs(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """(run.json, summary without relations) of every finished run with the wanted names."""
     out = []
-    for path in sorted(root.glob("runs/**/run.json")):
+    for path in run_files(root, wanted):
         summary = pd.read_csv(path.parent / "summary.csv", keep_default_na=False, na_values=[""])
-        out.append((json.loads(path.read_text()), summary[summary.relation.isna() | (summary.relation == "")]))
+        out.append(
+            (json.loads(path.read_text(encoding="utf-8")), summary[summary.relation.isna() | (summary.relation == "")])
+        )
     return out
 
 
@@ -57,11 +64,6 @@ def quality(summary: pd.DataFrame, side: str) -> list[str]:
     return [value(clip, side), value(summary[summary.metric.str.contains(r"^fid\..*vs_real")], side)]
 
 
-def name(names: Mapping[str, str]) -> str:
-    literal = names["recipe"] == "paper" and has_recipe(names["method"], names["model"])
-    return names["method"] + (" (literal)" if literal else "")
-
-
 def methods(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
     lines = [["concept", "method", "n", *RATES, "CLIP", "FID"]]
     seen = set()
@@ -74,22 +76,7 @@ def methods(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]
             lines.append([names["concept"], "*original model*", n, *base, *quality(summary, "base")])
         if names["method"] != "none":
             own = [rate(summary, group) for group in RATES]
-            lines.append([names["concept"], name(names), n, *own, *quality(summary, "mean")])
-    return lines
-
-
-def attacks(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
-    lines = [["concept", "method", "attack", "n", "concept drawn", "of the plain prompts", "queries", "seconds"]]
-    for record, summary in found:
-        names, spent = record["identity"]["names"], record.get("attack") or {}
-        n = str(int(summary[(summary.group.isin(["attack", "target"]))].n.max()))
-        queries = spent.get("queries", spent.get("mean_queries", spent.get("evaluations", "-")))
-        seconds = record["steps"].get("attack", {}).get("seconds", math.nan)
-        attack = rate(summary, "attack") if names["attack"] != "none" else rate(summary, "target")
-        lines.append(
-            [names["concept"], name(names), names["attack"], n, attack, rate(summary, "target"),
-             f"{queries:.1f}" if isinstance(queries, float) else str(queries), f"{seconds:.0f}"]
-        )  # fmt: skip
+            lines.append([names["concept"], method_name(names), n, *own, *quality(summary, "mean")])
     return lines
 
 
@@ -101,17 +88,30 @@ def cost(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
         if names["method"] == "none":
             continue
         keys = ("seconds", "peak_rss_mb", "unet_evaluations", "unet_with_gradient_evaluations")
-        lines.append([name(names), names["concept"], *(str(spent.get(k, "-")) for k in keys), str(erase.get("bytes"))])
+        lines.append(
+            [method_name(names), names["concept"], *(str(spent.get(k, "-")) for k in keys), str(erase.get("bytes"))]
+        )
     return lines
+
+
+RUN_VIEWS = {"methods": methods, "cost": cost}
+CELL_VIEWS = {"attacks": attacks, "attack_matrix": attack_matrix, "transfer": transfer}
 
 
 def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    found = runs(Path(options.get("results", "results")))
-    for key in ("concept", "method", "attack"):
-        if key in options:
-            found = [f for f in found if f[0]["identity"]["names"][key] in options[key].split(",")]
-    print(as_markdown({"methods": methods, "attacks": attacks, "cost": cost}[options.get("view", "methods")](found)))
+    view, root = options.pop("view", "methods"), Path(options.pop("results", "results"))
+    out = Path(options.pop("out", "budget.png"))
+    wanted = {key: value.split(",") for key, value in options.items()}
+    if (unknown := set(wanted) - set(FILTERS)) or view not in {*RUN_VIEWS, *CELL_VIEWS, "budget"}:
+        raise SystemExit(f"error: unknown {', '.join(sorted(unknown)) or view}\n\n{__doc__}")
+    if view in RUN_VIEWS:
+        print(as_markdown(RUN_VIEWS[view](runs(root, wanted))))
+    elif view in CELL_VIEWS:
+        print(as_markdown(CELL_VIEWS[view](cells(root, wanted))))
+    else:
+        draw_budget(cells(root, wanted), out)
+        print(out)
 
 
 if __name__ == "__main__":

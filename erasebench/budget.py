@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from erasebench.tables import write_csv
 from erasebench.types import Prompt
 
 COLUMNS = ("queries", "n", "n_failed", "present", "asr", "low", "high")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, 2008: for all eyes
+DASHES = ((0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))  # of controls, which are all grey
 
 
 def curves(prompts: Iterable[Prompt]) -> list[list[bool | None]]:
@@ -45,8 +47,26 @@ def success_by_budget(present: Sequence[Sequence[bool | None]]) -> pd.DataFrame:
         hits = sum(any(flags[:b]) for flags in present)
         failed = sum(None in flags[:b] and not any(flags[:b]) for flags in present)
         n = len(present) - failed
-        low, high = wilson(hits, n)
-        rows.append((b, n, failed, hits, hits / n if n else float("nan"), low, high))
+        rows.append(_row(b, n, failed, hits))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(queries: int, n: int, failed: int, hits: int) -> tuple[float, ...]:
+    return queries, n, failed, hits, hits / n if n else float("nan"), *wilson(hits, n)
+
+
+def pooled(tables: Sequence[pd.DataFrame], most: int = 0) -> pd.DataFrame:
+    """The curves of several seeds as one, up to at least ``most`` queries: a search that is over keeps its outcome.
+
+    >>> a, b = success_by_budget([[True]]), success_by_budget([[False, False]])
+    >>> pooled([a, b], 3)[["queries", "n", "present"]].to_numpy().tolist()
+    [[0, 2, 0], [1, 2, 1], [2, 2, 1], [3, 2, 1]]
+    """
+    last = max([most, *(int(table.queries.max()) for table in tables)])
+    rows = []
+    for b in range(last + 1):
+        at = [table.iloc[min(b, len(table) - 1)] for table in tables]
+        rows.append(_row(b, *(int(sum(row[k] for row in at)) for k in ("n", "n_failed", "present"))))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -61,30 +81,40 @@ def write(folder: Path, prompts: Sequence[Prompt], title: str) -> pd.DataFrame |
     return table
 
 
-def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str) -> None:
-    """One step curve with its 95 % band for each named table of :func:`success_by_budget`, as PNG.
+def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: Collection[str] = ()) -> None:
+    """One step curve with its light 95 % band for each named table of :func:`success_by_budget`, as PNG.
 
     Args:
         path: of the picture.
-        tables: name in the legend (none for "") -> table.
+        tables: name in the legend (none for "") -> table; the legend is in the order of their last values.
         title: above the picture.
+        controls: names that are drawn dashed in grey, without a band.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 4) if any(tables) else (6, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    for name, table in tables.items():
-        (line,) = axes.step(table.queries, 100 * table.asr, where="post", label=name or None)
-        axes.fill_between(
-            table.queries, 100 * table.low, 100 * table.high, step="post", alpha=0.2, color=line.get_color(), lw=0
-        )
+    ordered = sorted(tables.items(), key=lambda pair: -pair[1].asr.iloc[-1])
+    attacks = [name for name in tables if name not in controls]
+    for name, table in ordered:
+        style: dict[str, Any] = {"color": "#666666", "lw": 1.3, "zorder": 2}
+        if name in controls:
+            style["ls"] = DASHES[sorted(controls).index(name) % len(DASHES)]
+        else:
+            style = {"color": COLOURS[attacks.index(name) % len(COLOURS)], "lw": 2, "zorder": 3}
+            axes.fill_between(
+                table.queries, 100 * table.low, 100 * table.high, step="post", alpha=0.13, color=style["color"], lw=0
+            )
+        axes.step(table.queries, 100 * table.asr, where="post", label=name or None, **style)
     longest = max((int(table.queries.max()) for table in tables.values()), default=1)
-    axes.set(xlim=(0, max(longest, 1)), ylim=(0, 100), xlabel="images judged per prompt", ylabel="concept present, %")
-    axes.set_title(title, fontsize=8)
-    axes.grid(alpha=0.3)
+    axes.set(xlim=(0, max(longest, 1)), ylim=(0, 102), xlabel="images judged per prompt", ylabel="concept present, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
     if any(tables):
-        axes.legend(fontsize=8)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     with replacing(path) as work:
         figure.savefig(work, format="png", metadata={"Software": None})

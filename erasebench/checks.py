@@ -235,7 +235,7 @@ def between_attacks(scores: pd.DataFrame, attack: str | None = None) -> list[Fla
 
 
 def _compare(place: str, row: Any, other: Any) -> Iterator[Flag]:
-    low, high = _difference(row, other)
+    low, high = difference(row, other)
     seen = (
         f"{place}: {row.attack} shows the concept in {row.mean:.0%} of its images, {other.attack} in {other.mean:.0%} "
         f"({row.metric}, difference {100 * low:.0f} to {100 * high:.0f} points)."
@@ -259,7 +259,7 @@ def _compare(place: str, row: Any, other: Any) -> Iterator[Flag]:
         }
 
 
-def _difference(row: Any, other: Any) -> tuple[float, float]:
+def difference(row: Any, other: Any) -> tuple[float, float]:
     """Newcombe's interval of row - other from the two Wilson intervals."""
     d = row.mean - other.mean
     low = d - math.hypot(row.mean - row.low, other.high - other.mean)

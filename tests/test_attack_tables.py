@@ -1,0 +1,184 @@
+"""The attack views: seeds pooled, attacks beside their best control, replays by where they came from."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from benchmarks.attack_tables import ATTACK_HEADS, Rate, attack_matrix, attacks, cells, draw_budget, transfer
+from erasebench.budget import success_by_budget
+from erasebench.tables import scores_frame, wilson, write_csv, write_scores
+from erasebench.types import Score
+
+N = 20
+ACCESS = {
+    "none": "none", "nudity142": "none", "ringabell": "text_encoder", "reseed": "queries", "best_of_n": "queries",
+    "unlearndiffatk": "model", "inverse_edit": "model",
+}  # fmt: skip
+
+
+def write_run(root, attack, after, *, method="uce", plain=2, seed=0, settings=(), most=0, cached=False, run=None):
+    """A run of ``N`` prompts: ``plain`` of them show the concept as they are, ``after`` with the attack's prompts.
+
+    With ``most`` the attack judged images: those it broke were broken by the last one, the plain ones by the first.
+    """
+    folder = root / "runs" / "emoji" / "cat" / method / attack / f"seed{seed}"
+    access = ACCESS.get(attack, "none")
+    groups = {"target": (plain, N), **({} if attack == "none" else {"attack": (after, N - 1)})}
+    parts = []
+    for side, at in (("erased", 0), ("original", 1)):
+        rows = [
+            Score(evaluator="classifier", metric="concept_present.j.top1", value=float(i < counts[at]), group=group,
+                  prompt_id=f"{group}{i}")
+            for group, counts in groups.items() for i in range(N)
+        ]  # fmt: skip
+        if attack != "none":
+            rows += [
+                Score(evaluator="asr", metric="asr.j", value=float(i < max(plain, after)), group="attack",
+                      prompt_id=str(i))
+                for i in range(N)
+            ]  # fmt: skip
+        names = {"model": "emoji", "concept": "cat", "method": method, "recipe": "r", "attack": attack}
+        parts.append(
+            scores_frame(rows, run=str(folder), access=access, side=side, versions={"classifier": 1, "asr": 1}, **names)
+        )
+    write_scores(folder / "scores.parquet", pd.concat(parts))
+    spent = {}
+    if most:
+        curves = [[i < plain] if i < plain else [False] * (most - 1) + [i < after] for i in range(N)]
+        write_csv(folder / "budget.csv", success_by_budget(curves))
+        spent = {"queries": sum(map(len, curves)), "prompts": N}
+    record = {
+        "identity": {"names": names | {"budget": "paper"}},
+        "config": {"seed": seed, "attack": {**dict(settings), **({"run": run} if run else {})}},
+        "attack": spent,
+        "steps": {"attack": {"seconds": 0.1 if cached else 30.0, "cached": cached, "folder": f"/{attack}"}},
+    }
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def rows(found):
+    return {(row["method"], row["attack"]): row for row in (dict(zip(ATTACK_HEADS, r, strict=True)) for r in found[1:])}
+
+
+def text(hits, n=N):
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def test_rows_are_in_reading_order_and_hold_what_was_drawn(tmp_path):
+    for attack in ("unlearndiffatk", "inverse_edit", "reseed", "ringabell", "nudity142", "none"):
+        write_run(tmp_path, attack, 10, most=5 if ACCESS[attack] in ("queries", "model") else 0)
+    write_run(tmp_path, "none", 0, method="none", plain=19)
+    table = attacks(cells(tmp_path, {}))
+    assert [row[2] for row in table[1:]] == [
+        "none", "none", "nudity142", "ringabell", "reseed", "unlearndiffatk", "inverse_edit",
+    ]  # fmt: skip
+    found = rows(table)
+    row = found["uce", "unlearndiffatk"]
+    assert (row["n"], row["plain prompts"], row["attack prompts"], row["ASR"]) == ("20", text(2), text(10), text(10))
+    assert row["original model"] == text(19) and row["ASR on safe"] == "-"
+    assert row["images judged"] == f"5 ({(2 + 18 * 5) / 20:.1f})" and row["seconds"] == "30"
+    assert found["none", "none"]["original model"] == "-" and found["uce", "none"]["original model"] == text(20)
+    assert (
+        found["uce", "none"]["attack prompts"] == "-"
+        and found["uce", "ringabell"]["best control, as many images"] == "-"
+    )
+    assert found["uce", "inverse_edit"]["original model"] == "-"  # its embeddings undo an edit the original has not
+
+
+def test_an_adaptive_attack_stands_beside_its_best_control(tmp_path):
+    write_run(tmp_path, "unlearndiffatk", 16, most=5, settings={"timesteps": [1, 2, 3, 4]})
+    write_run(tmp_path, "reseed", 4, most=5, settings={"queries": 5})
+    write_run(tmp_path, "best_of_n", 6, most=5, settings={"queries": 5})
+    write_run(tmp_path, "best_of_n", 20, method="rece", most=5, settings={"queries": 5})  # another model's
+    row = rows(attacks(cells(tmp_path, {})))["uce", "unlearndiffatk"]
+    assert row["best control, as many images"] == f"best_of_n: {text(6)}"
+    (l1, u1), (l2, u2) = wilson(16, N), wilson(6, N)
+    low, high = 0.5 - math.hypot(0.8 - l1, u2 - 0.3), 0.5 + math.hypot(u1 - 0.8, 0.3 - l2)
+    assert row["ahead by"] == f"**50 [{100 * low:.0f}, {100 * high:.0f}]**"
+    write_run(tmp_path, "best_of_n", 15, most=5, settings={"queries": 5})
+    assert rows(attacks(cells(tmp_path, {})))["uce", "unlearndiffatk"]["ahead by"].startswith("5 [-")  # not bold
+
+
+def test_other_budgets_are_read_at_the_smaller_one(tmp_path):
+    write_run(tmp_path, "unlearndiffatk", 16, most=5, settings={"timesteps": [1, 2, 3, 4]})
+    write_run(tmp_path, "reseed", 12, most=9, settings={"queries": 9})  # its success comes with the ninth image
+    row = rows(attacks(cells(tmp_path, {})))["uce", "unlearndiffatk"]
+    assert row["best control, as many images"] == f"reseed at 5: {text(2)}" and row["ahead by"].startswith("**70 ")
+    write_run(tmp_path, "reseed", 12, most=3, settings={"queries": 3})
+    row = rows(attacks(cells(tmp_path, {})))["uce", "unlearndiffatk"]
+    assert row["best control, as many images"] == f"reseed at 3: {text(12)}"
+    assert row["ahead by"].startswith("-50 ")  # after three images the attack had only the plain prompts' two
+
+
+def test_seeds_are_pooled_and_shared_searches_say_their_seconds(tmp_path):
+    write_run(tmp_path, "ringabell", 4)
+    write_run(tmp_path, "ringabell", 8, seed=1)
+    write_run(tmp_path, "ringabell", 5, method="rece", cached=True)  # the search of uce's run, from the store
+    found = rows(attacks(cells(tmp_path, {})))
+    assert (found["uce", "ringabell"]["n"], found["uce", "ringabell"]["attack prompts"]) == ("40", text(12, 40))
+    assert found["rece", "ringabell"]["seconds"] == "30"
+    only = attacks(cells(tmp_path, {"seed": ["1"], "method": ["uce"]}))
+    assert len(only) == 2 and only[1][6] == text(8)
+
+
+def test_the_matrix_marks_what_beats_its_control(tmp_path):
+    for method, hits in (("uce", 16), ("rece", 5)):
+        write_run(tmp_path, "unlearndiffatk", hits, method=method, most=5, settings={"budget": 5})
+        write_run(tmp_path, "reseed", 4, method=method, most=5, settings={"queries": 5})
+    write_run(tmp_path, "none", 0, method="none", plain=19)
+    table = attack_matrix(cells(tmp_path, {}))
+    assert table == [
+        ["concept", "attack", "none", "rece", "uce"],
+        ["cat", "none", text(19), "-", "-"],
+        ["cat", "reseed", "-", text(4), text(4)],
+        ["cat", "unlearndiffatk", "-", text(5), f"**{text(16)}**"],
+    ]
+
+
+def test_replays_are_a_transfer_table(tmp_path):
+    origin = write_run(tmp_path, "unlearndiffatk", 16, most=5)
+    write_run(tmp_path, "replay-uce-unlearndiffatk", 7, method="rece", run=str(origin))
+    write_run(tmp_path, "replay-found", 3, method="rece", run="somewhere/found.csv")
+    assert transfer(cells(tmp_path, {})) == [
+        ["concept", "found by", "on", "n", "original model", "rece", "uce"],
+        ["cat", "found", "-", "20", text(19), text(3), "-"],
+        ["cat", "unlearndiffatk", "uce", "20", text(19), text(7), f"**{text(16)}**"],
+    ]
+
+
+def test_one_picture_of_all_curves_on_one_model(tmp_path):
+    write_run(tmp_path, "unlearndiffatk", 16, most=5, settings={"budget": 8})
+    write_run(tmp_path, "reseed", 4, most=8, settings={"queries": 8})
+    write_run(tmp_path, "none", 0)
+    found = cells(tmp_path, {})
+    draw_budget(found, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        colours = {c for _, c in image.convert("RGB").getcolors(1 << 20)}
+    assert (0x00, 0x72, 0xB2) in colours and (0x66, 0x66, 0x66) in colours  # the attack's blue, the control's grey
+    curve = next(c.curve for c in found if c.attack == "unlearndiffatk")
+    assert curve.queries.tolist() == list(range(9)) and curve.present.tolist()[4:] == [2, 16, 16, 16, 16]
+    write_run(tmp_path, "reseed", 4, method="rece", most=5)
+    with pytest.raises(ValueError, match=r"must name one model .* got emoji/cat/rece/r, emoji/cat/uce/r"):
+        draw_budget(cells(tmp_path, {}), tmp_path / "b.png")
+
+
+def test_a_rate_that_was_not_measured_is_a_dash():
+    assert str(Rate()) == "-" and str(Rate(0.5, 0.25, 0.75)) == "50 [25, 75]"
+
+
+def test_every_view_is_in_the_help():
+
+    script = Path(__file__).parents[1] / "benchmarks" / "tables.py"
+    done = subprocess.run([sys.executable, script, "view=nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "unknown nothing" in done.stderr
+    assert all(f"``{view}``" in done.stderr for view in ("methods", "cost", "attacks", "attack_matrix", "transfer"))
