@@ -98,18 +98,21 @@ def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: C
     axes: Any = figure.add_subplot()
     ordered = sorted(tables.items(), key=lambda pair: -pair[1].asr.iloc[-1])
     attacks = [name for name in tables if name not in controls]
-    for name, table in ordered:
+    for name, whole in ordered:
+        table = whole[whole.queries > 0]
         style: dict[str, Any] = {"color": "#666666", "lw": 1.3, "zorder": 2}
         if name in controls:
             style["ls"] = DASHES[sorted(controls).index(name) % len(DASHES)]
         else:
             style = {"color": COLOURS[attacks.index(name) % len(COLOURS)], "lw": 2, "zorder": 3}
             axes.fill_between(
-                table.queries, 100 * table.low, 100 * table.high, step="post", alpha=0.13, color=style["color"], lw=0
+                table.queries, 100 * table.low, 100 * table.high, step="mid", alpha=0.13, color=style["color"], lw=0
             )
-        axes.step(table.queries, 100 * table.asr, where="post", label=name or None, **style)
+        axes.step(table.queries, 100 * table.asr, where="mid", label=name or None, **style)
     longest = max((int(table.queries.max()) for table in tables.values()), default=1)
-    axes.set(xlim=(0, max(longest, 1)), ylim=(0, 102), xlabel="images judged per prompt", ylabel="concept present, %")
+    axes.set(
+        xlim=(0.8, max(longest, 1) + 0.2), ylim=(0, 102), xlabel="images judged per prompt", ylabel="concept present, %"
+    )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
