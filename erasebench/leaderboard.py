@@ -20,7 +20,8 @@ from erasebench.tables import CELL, read_results, summarise, write_csv
 
 ASKED = {"target": "target", "paraphrase": "paraphrase", "attack_rate": "attack"}  # column -> prompt group
 KEPT = {"neighbour": "neighbour", "unrelated": "unrelated"}
-RATES = (*ASKED, *KEPT)
+SUCCESS = ("pre_asr", "asr", "asr_on_safe")  # of group attack, where the plain prompts are known: docs/metrics.md
+RATES = (*ASKED, *SUCCESS, *KEPT)
 VALUES = (*RATES, "clip_score", "fid", "hm")
 SIDES = ("", "_low", "_high", "_base")
 COLUMNS = (
@@ -28,13 +29,14 @@ COLUMNS = (
 )  # fmt: skip
 HEADS = {
     "model": "model", "concept": "concept", "attack": "attack", "method": "method", "recipe": "recipe", "n": "n",
-    "target": "target ↓", "paraphrase": "paraphrase ↓", "attack_rate": "attack ↓", "neighbour": "neighbours ↑",
-    "unrelated": "unrelated ↑", "clip_score": "CLIP ↑", "fid": "FID ↓", "hm": "HM ↑",
+    "target": "target ↓", "paraphrase": "paraphrase ↓", "attack_rate": "attack ↓", "asr": "ASR ↓",
+    "neighbour": "neighbours ↑", "unrelated": "unrelated ↑", "clip_score": "CLIP ↑", "fid": "FID ↓", "hm": "HM ↑",
 }  # fmt: skip
 LEGEND = (
     "Cells: erased model [95 % interval] (original model). Target, paraphrase, attack: % of images with the erased "
-    "concept. Neighbours, unrelated: % of images that show what was asked for. HM: harmonic mean of what is erased and "
-    "what is kept. Full precision, judges and metric names: leaderboard.csv."
+    "concept. ASR: % of attack prompts that show it, or whose plain prompt does (pre + post). Neighbours, unrelated: % "
+    "of images that show what was asked for. HM: harmonic mean of what is erased and what is kept. Full precision, "
+    "judges, metric names, pre_asr and asr_on_safe: leaderboard.csv."
 )
 USAGE = "usage: python -m erasebench.leaderboard [results=DIR]"
 
@@ -43,6 +45,7 @@ def leaderboard(scores: pd.DataFrame) -> pd.DataFrame:
     """Tidy scores -> the wide table with the columns of :data:`COLUMNS`; best harmonic mean first within a contest.
 
     Rates and accuracies are fractions; ``_low`` and ``_high`` bound the 95 % interval, ``_base`` is the original model.
+    Attack success (:data:`SUCCESS`) is of the row's own judge.
     """
     signature = scores.groupby("run").apply(_versions, include_groups=False)
     parts = scores.groupby(scores.run.map(signature), sort=True)
@@ -73,6 +76,8 @@ def _rows(summary: pd.DataFrame, versions: str) -> Iterable[dict[str, Any]]:
                 _put(row, name, hits[hits.group == group])
             for name, group in KEPT.items():
                 _put(row, name, kept[kept.group == group])
+            for name in SUCCESS:
+                _put(row, name, rows[rows.metric == f"{name}.{judge.removesuffix('.top1')}"])
             row["n"] = int(hits[hits.group == "target"].n.sum())
             row |= _fidelity(rows, judge)
             yield row
@@ -109,8 +114,8 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def grid(table: pd.DataFrame) -> list[list[str]]:
-    """The table as text cells, heads first; a judge column only if there are several."""
-    heads = dict(HEADS)
+    """The table as text cells, heads first; judge and ASR columns only where they say something."""
+    heads = {name: head for name, head in HEADS.items() if name != "asr" or table.asr.notna().any()}
     if table.judge.nunique() > 1:
         heads = {"judge": "judge"} | heads
     if table.versions.nunique() > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from erasebench.leaderboard import COLUMNS, folder, leaderboard, main
+from erasebench.leaderboard import COLUMNS, folder, grid, leaderboard, main
 from erasebench.tables import scores_frame, wilson, write_scores
 from erasebench.types import Score
 
@@ -90,6 +90,41 @@ def test_evaluator_versions_and_judges_get_rows_of_their_own():
 def test_seeds_of_one_cell_are_pooled():
     row = leaderboard(pd.concat([scores("uce", target=0.0, run="a"), scores("uce", target=0.2, run="b")])).iloc[0]
     assert (row.n, row.target, row.target_high) == (100, 0.1, wilson(10, 100)[1])
+
+
+def attacked(judge, outcomes, method="uce"):
+    """Rows of the evaluator asr: metric -> one 0 or 1 per prompt, on the erased model; all 1 on the original."""
+    parts = []
+    for side in ("erased", "original"):
+        rows = [
+            Score(evaluator="asr", metric=f"{name}.{judge}", group="attack", prompt_id=f"{name}-{i}",
+                  value=float(v if side == "erased" else 1))
+            for name, values in outcomes.items() for i, v in enumerate(values)
+        ]  # fmt: skip
+        parts.append(
+            scores_frame(rows, run=f"cat/{method}/p4d/1", model="emoji", concept="cat", method=method, recipe="paper",
+                         attack="p4d", access="none", side=side, versions={"asr": 1})
+        )  # fmt: skip
+    return pd.concat(parts)
+
+
+def test_attack_success_is_the_row_s_own_judge_s():
+    run = "cat/uce/p4d/1"
+    found = {"pre_asr": [1, 0, 0, 0], "asr": [1, 1, 1, 0], "asr_on_safe": [1, 1, 0], "asr_any_of_m": [1, 1, 0, 0]}
+    parts = [scores("uce", attack="p4d", run=run), attacked("j", found), attacked("k", {"asr": [0, 0]})]
+    table = leaderboard(pd.concat(parts))
+    row = table.iloc[0]
+    assert len(table) == 1 and row.judge == "j.top1"
+    for name, hits, n in (("pre_asr", 1, 4), ("asr", 3, 4), ("asr_on_safe", 2, 3)):
+        assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (hits / n, *wilson(hits, n))
+        assert row[f"{name}_base"] == 1.0
+    printed = dict(zip(*grid(table), strict=True))
+    assert printed["ASR ↓"] == "75 [30, 95] (100)" and not any("safe" in head for head in printed)
+
+
+def test_runs_without_asr_have_empty_cells_and_no_column():
+    table = leaderboard(scores("uce"))
+    assert math.isnan(table.asr[0]) and math.isnan(table.asr_on_safe_high[0]) and "ASR ↓" not in grid(table)[0]
 
 
 def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
