@@ -157,14 +157,15 @@ def _failed(scores: pd.DataFrame) -> Iterator[Flag]:
 def search_flags(infos: Iterable[Mapping[str, Any]]) -> list[Flag]:
     """What an attack's own report of each prompt (``Prompt.info``) says against it.
 
-    ``bad_gradient``: ``info["gradient"]``, the size of the gradient the search followed (a number or one per step), is
-    zero or not finite throughout the search of some prompt, plain successes apart. ``defence_unseen``:
+    ``bad_gradient``: ``info["gradient"]`` of the search of some prompt, plain successes apart, says that it followed
+    nothing: ``zero`` or ``nan`` (the words of this project's attacks, beside ``ok`` and, where none was needed,
+    ``none``), or, as a number or one per step, zero or not finite throughout. ``defence_unseen``:
     ``info["sees_guide"]`` is false: the model is defended at inference time by a guide that is no part of what the
     attack differentiated.
     """
     infos = list(infos)
     found: list[Flag] = []
-    searched = [info for info in infos if "gradient" in info and not info.get("pre")]
+    searched = [info for info in infos if info.get("gradient", "none") != "none" and not info.get("pre")]
     bad = sum(not _usable(info["gradient"]) for info in searched)
     if bad:
         found.append(
@@ -192,6 +193,8 @@ def search_flags(infos: Iterable[Mapping[str, Any]]) -> list[Flag]:
 
 def _usable(gradient: Any) -> bool:
     """Some step had a gradient that is neither zero nor NaN nor infinite (JSON may have turned those into text)."""
+    if gradient == "ok":
+        return True
     try:
         steps = [float(g) for g in (gradient if isinstance(gradient, list | tuple) else [gradient]) if g is not None]
     except (TypeError, ValueError):

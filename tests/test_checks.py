@@ -59,6 +59,17 @@ def test_each_doubt_has_its_flag():
     assert names(cell(GOOD, whole=[broken])) == ["failed_metric"]
 
 
+def test_no_flag_is_raised_just_short_of_its_threshold():
+    assert names(cell(GOOD | {"target": (0.05, 0.8)})) == []  # base_unseen: below 80 %
+    assert names(cell(GOOD, n=50)) == []  # few_prompts: below 50
+    assert names(cell(GOOD | {"attack": (0.1, 0.9)})) == []  # attack_no_better: above the plain prompts
+    assert names(cell(GOOD | {"target": (0.9, 0.98), "attack": (0.5, 0.9)})) == []  # ... and nothing was erased
+    assert names(cell(GOOD | {"unrelated": (0.9, 1.0)})) == []  # wrecked: by more than 10 points
+    assert names(cell(GOOD, n=100, failed=0)) == []
+    fine = Score(evaluator="fid", metric="fid.n1", value=3.0, group="kept")
+    assert names(cell(GOOD, whole=[fine])) == []
+
+
 def test_a_flag_says_what_was_seen_and_what_to_do():
     (flag,) = flags(cell(GOOD | {"unrelated": (0.8, 0.95)}))
     assert (
@@ -104,6 +115,10 @@ def test_an_adaptive_attack_below_the_plain_prompts_is_an_error():
     below = {"target": (0.3, 0.98), "attack": (0.2, 0.9)}
     assert names(cell(below, access="model")) == names(cell(below, access="queries")) == ["adaptive_below_static"]
     assert names(cell(below, access="text_encoder")) == ["attack_no_better"]
+    one_prompt_below = {"target": (6 / 60, 0.98), "attack": (5 / 60, 0.9)}
+    assert names(cell(one_prompt_below, access="model")) == ["attack_no_better"]  # may be rounding
+    two_prompts_below = {"target": (6 / 60, 0.98), "attack": (4 / 60, 0.9)}
+    assert names(cell(two_prompts_below, access="model")) == ["adaptive_below_static"]
     equal = {"target": (0.3, 0.98), "attack": (0.3, 0.9)}
     assert names(cell(equal, access="model")) == ["attack_no_better"]
     nothing_erased = {"target": (0.98, 0.98), "attack": (0.9, 0.9)}
@@ -111,7 +126,10 @@ def test_an_adaptive_attack_below_the_plain_prompts_is_an_error():
     assert names(cell(nothing_erased, access="text_encoder", method="none")) == []
 
 
-@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, None, [0.0, 0.0], [math.nan], [], "nan", "NaN", "broken"])
+BAD_GRADIENTS = [0.0, math.nan, math.inf, None, [0.0, 0.0], [math.nan], [], "nan", "NaN", "zero", "broken"]
+
+
+@pytest.mark.parametrize("bad", BAD_GRADIENTS)
 def test_gradients_that_show_nothing(bad):
     fine = {"gradient": 0.1}
     (flag,) = search_flags([{"gradient": bad}, fine, fine])
@@ -121,6 +139,9 @@ def test_gradients_that_show_nothing(bad):
 
 def test_gradients_that_show_something_and_attacks_without_any():
     assert search_flags([{"gradient": [0.0, math.nan, 1e-8]}, {"gradient": 3}, {}, {"queries": 3}]) == []
+    assert search_flags([{"gradient": "ok"}, {"gradient": "none"}]) == []  # none: a solve, or only the plain prompt
+    (flag,) = search_flags([{"gradient": "ok"}, {"gradient": "none"}, {"gradient": "zero"}])
+    assert "in 1 of 2 searches" in flag["message"]
     assert search_flags([]) == []
 
 
