@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder, provenance, several, store, tables
 from erasebench.sources import folder_hash, input_hashes, path_hash, source_hash, targets
-from erasebench.types import Concept, Prompt, joint
+from erasebench.types import Concept, ImageSet, Prompt, joint
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
 IDENTITY = (
@@ -228,6 +228,13 @@ def finished(cell: Cell) -> Result | None:
         return Result(cell.folder, scores, summary, record, True) if (cell.folder / "grid.png").exists() else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def image_set(root: Path, weights: str, model: Mapping[str, Any], prompts: Sequence[Prompt]) -> ImageSet:
+    """The images of a model with these weights (their hash) under the config's drawing settings."""
+    settings = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
+    key = store.key(VERSION, weights, settings)
+    return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
 
 
 def build(config: Any) -> Any:

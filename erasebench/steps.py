@@ -20,7 +20,7 @@ from erasebench import budget, checks, diffusion, erasures, provenance, store, t
 from erasebench.contact_sheet import contact_sheet
 from erasebench.counting import counting
 from erasebench.files import replacing
-from erasebench.run import EMBEDDED, VERSION, Cell, Result
+from erasebench.run import EMBEDDED, VERSION, Cell, Result, image_set
 from erasebench.sources import input_hashes, source_hash, targets
 from erasebench.types import Attack, Concept, Evaluator, ImageSet, Judge, Method, Pipeline, Prompt, Score
 
@@ -151,11 +151,7 @@ def _seen_by_search(cell: Cell) -> list[Any]:
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
     """Images of every model for the same prompts and the same noise; committed every few batches."""
     model = cell.config["model"]
-    settings = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
-    sets = {}
-    for side, (_, weights) in models.items():
-        key = store.key(VERSION, weights, settings)
-        sets[side] = ImageSet(key=key, folder=store.image_folder(cell.root, key), prompts=tuple(prompts))
+    sets = {side: image_set(cell.root, weights, model, prompts) for side, (_, weights) in models.items()}
     by_digest = {p.digest(): p for p in prompts}
     with cell.measured("draw") as record:
         todo = {side: store.missing(images.folder, by_digest) for side, images in sets.items()}
@@ -236,7 +232,7 @@ def record(
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
     with replacing(cell.folder / "grid.png") as work:
-        contact_sheet(images["original"], images["erased"], title=_title(names), blur=blur).save(work, format="PNG")
+        contact_sheet(images, title=_title(names), blur=blur).save(work, format="PNG")
     budget.write(cell.folder, images["erased"].prompts, _title(names))
     run = {
         "key": cell.key,

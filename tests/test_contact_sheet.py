@@ -21,7 +21,7 @@ def image_set(root, key, colour):
 
 def test_rows_are_prompts_and_columns_original_and_erased(tmp_path):
     original, erased = image_set(tmp_path, "a", 0), image_set(tmp_path, "b", 150)
-    page = contact_sheet(original, erased, title="cat erased by nothing", per_group=3)
+    page = contact_sheet({"original": original, "erased": erased}, title="cat erased by nothing", per_group=3)
     assert page.height > 8 * 112
     pixels = np.asarray(page)
     left, right = pixels[-60, 330 + 40], pixels[-60, 330 + 118 + 40]
@@ -30,6 +30,7 @@ def test_rows_are_prompts_and_columns_original_and_erased(tmp_path):
 
 def test_blur_hides_detail(tmp_path):
     original, erased = image_set(tmp_path, "a", 0), image_set(tmp_path, "b", 150)
-    sharp = np.asarray(contact_sheet(original, erased, title="t", per_group=2), float)[-100:-20, 340:430]
-    soft = np.asarray(contact_sheet(original, erased, title="t", per_group=2, blur=True), float)[-100:-20, 340:430]
+    sets = {"original": original, "erased": erased}
+    sharp = np.asarray(contact_sheet(sets, title="t", per_group=2), float)[-100:-20, 340:430]
+    soft = np.asarray(contact_sheet(sets, title="t", per_group=2, blur=True), float)[-100:-20, 340:430]
     assert soft.std() < sharp.std() / 4

@@ -16,6 +16,7 @@ from attacks import denoising
 from attacks.descent import adam
 from attacks.unlearndiffatk import Simplex, UnlearnDiffAtk, project_to_simplex
 from erasebench import diffusion
+from erasebench.checks import search_flags
 from erasebench.types import Concept, Prompt
 from methods.negative_prompt import NegativePrompt
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded, check_the_whole_protocol
@@ -228,6 +229,7 @@ def test_a_model_deaf_to_text_has_zero_gradient_and_a_broken_one_nan(pipe, erase
     layer.weight = torch.nn.Parameter(layer.weight * torch.nan, requires_grad=False)
     infos = [UnlearnDiffAtk(**SMALL).attack(m, pipe, PROMPTS[:1], CAT, Brightness())[0].info for m in (deaf, broken)]
     assert [info["gradient"] for info in infos] == ["zero", "nan"]
+    assert ["in 2 of 2 searches" in flag["message"] for flag in search_flags(infos)] == [True]
     assert infos[1]["curve"] == [None] * 3 and infos[1]["present"] == [None] * 3 and not infos[1]["success"]
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from erasebench import diffusion, workspace
+from erasebench.checks import search_flags
 from erasebench.types import Attack, Concept, Prompt, Verdict
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
@@ -87,6 +88,8 @@ def check_the_whole_protocol(attack: Attack, pipe, erased, tmp_path: Path) -> No
         assert info["backward"] == rounds * attack.schedule()[1]
         each = 2 * SAMPLER["steps"] if found.guidance_scale != 1 else SAMPLER["steps"]
         assert info["forward"] == (1 + attack.distils) * info["backward"] + (rounds + 2) * each
+
+    assert search_flags(found.info for found in whole) == []
 
     alone = [attack.attack(erased, pipe, [p], CAT, Brightness())[0] for p in PROMPTS]
     pairs = replace(attack, batch_size=2).attack(erased, pipe, PROMPTS[::-1], CAT, Brightness())[::-1]
