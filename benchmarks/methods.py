@@ -172,15 +172,20 @@ def at_stage(draws: Sequence[Any], stage: int) -> list[Any]:
     return [draw._replace(stage=stage, timestep=20 * stage + draw.timestep % 20) for draw in draws]
 
 
-def measured(steps: Sequence[Step], repeats: int) -> tuple[float, float, float, list[Found]]:
-    """Fewest seconds, fewest CPU seconds and most extra megabytes of some steps, and what they found."""
-    best = []
+def measured(ways: dict[str, Sequence[Step]], repeats: int) -> tuple[dict[str, Any], dict[str, list[Found]]]:
+    """Fewest seconds, fewest CPU seconds and most extra megabytes of each way, taken in turn, and what it found."""
+    meters, values = {way: [] for way in ways}, {}
     for _ in range(repeats):
-        values = []
-        with Meter() as meter:
-            values += [step() for step in steps]
-        best.append(meter)
-    return min(m.seconds for m in best), min(m.cpu for m in best), max(m.megabytes for m in best), values
+        for way, steps in ways.items():
+            values[way] = []
+            with Meter() as meter:
+                values[way] += [step() for step in steps]
+            meters[way].append(meter)
+    costs = {
+        way: (min(m.seconds for m in some), min(m.cpu for m in some), max(m.megabytes for m in some))
+        for way, some in meters.items()
+    }
+    return costs, values
 
 
 def differences(some: Sequence[Found], other: Sequence[Found]) -> str:
@@ -199,9 +204,8 @@ def report(name: str, make: Callable[[int], dict[str, list[Step]]], options: arg
     points: dict[str, list[tuple[float, float, float]]] = {"one by one": [], "here": []}
     for drawing in options.drawing:
         ways = make(FineTuning().steps - drawing)
-        values = {}
-        for way in points:
-            seconds, cpu, extra, values[way] = measured(ways[way], options.repeats)
+        costs, values = measured({way: ways[way] for way in points}, options.repeats)
+        for way, (seconds, cpu, extra) in costs.items():
             points[way].append((drawing, seconds, cpu))
             label = f"{name}, {drawing} DDIM steps, {way}"
             print(f"{label:48}{seconds:10.1f}{cpu:10.1f}{extra:10.0f}", flush=True)
