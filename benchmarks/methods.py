@@ -1,10 +1,12 @@
 """Cost of one training step of ESD and EAP at the exact shape of Stable Diffusion 1.4, beside the straightforward way.
 
-    python benchmarks/methods.py [--latents 32] [--drawing 2 8] [--threads 2] [--device cpu]
+    python benchmarks/methods.py [--precision bfloat16] [--latents 32] [--drawing 2 8] [--exact] [--threads 2]
 
 The straightforward way asks the UNet for one text at a time: two calls for each guided DDIM step, one for each branch
-of the loss, and in EAP's second step the branch of the erased concept, whose gradient reaches nothing. Both ways get
-the same random numbers and their losses are compared. The optimiser's update, the same for both, is not counted.
+of the loss, and in EAP's second step the branch of the erased concept, whose gradient reaches nothing. In bfloat16 it
+has ``torch.autocast`` around every call. Both ways get the same random numbers, and their losses and gradients are
+compared; with ``--exact``, each with those of the straightforward way in float32. The optimiser's update, the same for
+both, is not counted.
 
 The UNet has Stable Diffusion 1.4's architecture (859.5 M parameters) and random weights. A latent is drawn in 25.5
 DDIM steps on average; ``--drawing`` says after how many the measured ones stop, and the cost at 25.5 is read off the
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py woul
 
 from benchmarks.erase import Meter, sd14_shape
 from erasebench.types import Concept, Pipeline
-from methods.eap import EAP, Pool
+from methods.eap import EAP
 from methods.esd import ESD
 from methods.fine_tuning import FineTuning, student
 from methods.on_policy import Denoiser
+from methods.precision import Autocast
 
 MEAN = 25.5  # DDIM steps
 CHURCH = Concept(name="church", phrases=("church",))
@@ -48,20 +52,22 @@ def filled(latents: int, device: str) -> Pipeline:
     return pipe.to(device)
 
 
-def trained(pipe: Pipeline, method: FineTuning) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What the method trains, a little way from the original, so that no loss is zero."""
-    unet, weights = student(pipe, method.layers)
+def trained(pipe: Pipeline, method: FineTuning, half: Pipeline | None = None) -> tuple[Any, list[torch.Tensor]]:
+    """What the method trains, a little way from the original, so that no loss is zero; the same in every call."""
+    unet, weights = student(pipe, method.layers, half)
+    draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in weights.values():
-            weight.add_(torch.randn_like(weight), alpha=0.1 * weight.shape[-1] ** -0.5)
-    return unet, {**weights}
+            away = torch.randn(weight.shape, generator=draw).to(weight.device)
+            weight.add_(away, alpha=0.1 * weight.shape[-1] ** -0.5)
+    return unet, list(weights.values())
 
 
 class Plain:
-    """The same model asked for one latent and one text at a time."""
+    """A model asked for one latent and one text at a time."""
 
-    def __init__(self, model: Denoiser) -> None:
-        self.model, self.unet = model, model.pipe.unet
+    def __init__(self, pipe: Pipeline, model: Denoiser, autocast: bool) -> None:
+        self.model, self.unet, self.autocast = model, pipe.unet, autocast
         self.scheduler = DDIMScheduler.from_config(
             model.pipe.scheduler.config, set_alpha_to_one=False, timestep_spacing="leading", steps_offset=1
         )
@@ -71,7 +77,9 @@ class Plain:
         return self.model.encode([word]).states
 
     def ask(self, unet: Any, z: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
-        return unet(z, torch.tensor([t], device=z.device), encoder_hidden_states=text, return_dict=False)[0]
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.autocast):
+            out = unet(z, torch.tensor([t], device=z.device), encoder_hidden_states=text, return_dict=False)[0]
+        return out.float()
 
     @torch.no_grad()
     def drawn(self, unet: Any, draw: Any, text: torch.Tensor) -> torch.Tensor:
@@ -96,32 +104,40 @@ class Plain:
         return scale * (self.ask(unet, z, draw.timestep, text) - kept).square().mean()
 
 
-Step = Callable[[], torch.Tensor]
+Found = list[torch.Tensor]  # of a step: its loss, then its gradients
+Step = Callable[[], Found]
 
 
-def esd_steps(pipe: Pipeline, stage: int) -> tuple[list[Step], list[Step]]:
-    """ESD's step in this repository's way and the plain way; each returns its loss and has computed the gradients."""
-    method = ESD()
-    model, (unet, weights) = method.denoiser(pipe), trained(pipe, method)
-    plain = Plain(model)
+def esd_steps(pipe: Pipeline, autocast: Autocast, stage: int) -> dict[str, list[Step]]:
+    """ESD's step in the plain way, in this repository's and, to compare with, in the plain way in float32."""
+    method = ESD(autocast=autocast)
+    model = method.denoiser(pipe)
+    unet, weights = trained(pipe, method, model.half)
+    whole, same = trained(pipe, method)
 
     def draws() -> list[Any]:
         return at_stage(method.draws(model, CHURCH, 0), stage)
 
-    def ours() -> torch.Tensor:
-        return with_gradients(method.loss(model, unet, draws()), weights.values())
+    def ours() -> Found:
+        return found(method.loss(model, unet, draws()), weights)
 
-    def straightforward() -> torch.Tensor:
-        return with_gradients(plain.erase_loss(unet, draws()[0], method.eta, 1.0), weights.values())
+    def straightforward(half: bool) -> Found:
+        return found(Plain(pipe, model, half).erase_loss(whole, draws()[0], method.eta, 1.0), same)
 
-    return [ours], [straightforward]
+    return {
+        "one by one": [lambda: straightforward(bool(autocast))],
+        "here": [ours],
+        "float32": [lambda: straightforward(False)],
+    }
 
 
-def eap_steps(pipe: Pipeline, stage: int) -> tuple[list[Step], list[Step]]:
+def eap_steps(pipe: Pipeline, autocast: Autocast, stage: int) -> dict[str, list[Step]]:
     """EAP's two steps, of the weights and of the choice."""
-    method = EAP(pool=WORDS)
-    model, (unet, weights) = method.denoiser(pipe), trained(pipe, method)
-    plain, pools = Plain(model), {"church": method.candidates(model, "church", CHURCH)}
+    method = EAP(pool=WORDS, autocast=autocast)
+    model = method.denoiser(pipe)
+    unet, weights = trained(pipe, method, model.half)
+    whole, same = trained(pipe, method)
+    pools = {"church": method.candidates(model, "church", CHURCH)}
     logits = [pools["church"].logits]
     alpha = float(model.level([model.timesteps[stage]]))
     scale = (1 - alpha) / alpha
@@ -129,26 +145,26 @@ def eap_steps(pipe: Pipeline, stage: int) -> tuple[list[Step], list[Step]]:
     def draws() -> list[Any]:
         return at_stage(method.draws(model, pools, 0), stage)
 
-    def branches(pools: dict[str, Pool]) -> tuple[torch.Tensor, torch.Tensor]:
-        text = method.chosen(pools, draws()).states
-        erase = plain.erase_loss(unet, draws()[0], method.eta, scale)
-        return erase, plain.keep_loss(unet, draws()[0], text, scale)
+    def branches(half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        plain, text = Plain(pipe, model, half), method.chosen(pools, draws()).states
+        erase = plain.erase_loss(whole, draws()[0], method.eta, scale)
+        return erase, plain.keep_loss(whole, draws()[0], text, scale)
 
-    return (
-        [
-            lambda: with_gradients(method.weights_loss(model, unet, pools, draws()), weights.values()),
-            lambda: with_gradients(method.concept_loss(model, unet, pools, draws()), logits),
+    def straightforward(half: bool) -> list[Step]:
+        return [lambda: found(sum(branches(half), torch.zeros(())), same), lambda: found(-branches(half)[1], logits)]
+
+    return {
+        "one by one": straightforward(bool(autocast)),
+        "here": [
+            lambda: found(method.weights_loss(model, unet, pools, draws()), weights),
+            lambda: found(method.concept_loss(model, unet, pools, draws()), logits),
         ],
-        [
-            lambda: with_gradients(sum(branches(pools), torch.zeros(())), weights.values()),
-            lambda: with_gradients(-branches(pools)[1], logits),
-        ],
-    )
+        "float32": straightforward(False),
+    }
 
 
-def with_gradients(loss: torch.Tensor, inputs: Any) -> torch.Tensor:
-    torch.autograd.grad(loss, list(inputs))
-    return loss.detach()
+def found(loss: torch.Tensor, inputs: Sequence[torch.Tensor]) -> Found:
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
 def at_stage(draws: Sequence[Any], stage: int) -> list[Any]:
@@ -156,31 +172,50 @@ def at_stage(draws: Sequence[Any], stage: int) -> list[Any]:
     return [draw._replace(stage=stage, timestep=20 * stage + draw.timestep % 20) for draw in draws]
 
 
-def measured(steps: Sequence[Step], repeats: int) -> tuple[float, float, float, list[float]]:
-    """Fewest seconds, fewest CPU seconds and most extra megabytes of some steps, and their losses."""
-    best = []
+def measured(ways: dict[str, Sequence[Step]], repeats: int) -> tuple[dict[str, Any], dict[str, list[Found]]]:
+    """Fewest seconds, fewest CPU seconds and most extra megabytes of each way, taken in turn, and what it found."""
+    meters, values = {way: [] for way in ways}, {}
     for _ in range(repeats):
-        with Meter() as meter:
-            losses = [float(step()) for step in steps]
-        best.append(meter)
-    return min(m.seconds for m in best), min(m.cpu for m in best), max(m.megabytes for m in best), losses
+        for way, steps in ways.items():
+            values[way] = []
+            with Meter() as meter:
+                values[way] += [step() for step in steps]
+            meters[way].append(meter)
+    costs = {
+        way: (min(m.seconds for m in some), min(m.cpu for m in some), max(m.megabytes for m in some))
+        for way, some in meters.items()
+    }
+    return costs, values
 
 
-def report(name: str, make: Callable[[Pipeline, int], Any], pipe: Pipeline, options: argparse.Namespace) -> None:
+def differences(some: Sequence[Found], other: Sequence[Found]) -> str:
+    """The largest relative differences of two ways' losses and gradients over their steps."""
+
+    def relative(part: slice) -> float:
+        pairs = [
+            [torch.cat([x.flatten() for x in way[part]]) for way in both] for both in zip(some, other, strict=True)
+        ]
+        return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+    return f"relative difference of losses {relative(slice(1)):.1e}, of gradients {relative(slice(1, None)):.1e}"
+
+
+def report(name: str, make: Callable[[int], dict[str, list[Step]]], options: argparse.Namespace) -> None:
     points: dict[str, list[tuple[float, float, float]]] = {"one by one": [], "here": []}
     for drawing in options.drawing:
-        ours, plain = make(pipe, FineTuning().steps - drawing)
-        values = {}
-        for way, steps in (("one by one", plain), ("here", ours)):
-            seconds, cpu, extra, values[way] = measured(steps, options.repeats)
+        ways = make(FineTuning().steps - drawing)
+        costs, values = measured({way: ways[way] for way in points}, options.repeats)
+        for way, (seconds, cpu, extra) in costs.items():
             points[way].append((drawing, seconds, cpu))
             label = f"{name}, {drawing} DDIM steps, {way}"
             print(f"{label:48}{seconds:10.1f}{cpu:10.1f}{extra:10.0f}", flush=True)
-        error = max(abs(a - b) / abs(b) for a, b in zip(values["here"], values["one by one"], strict=True))
         faster = [points["one by one"][-1][i] / points["here"][-1][i] for i in (1, 2)]
-        print(
-            f"{'':48}{faster[0]:9.2f}x{faster[1]:9.2f}x{'':12}relative difference of the losses {error:.0e}", flush=True
-        )
+        print(f"{'':48}{faster[0]:9.2f}x{faster[1]:9.2f}x", flush=True)
+        print(f"  here and one by one: {differences(values['here'], values['one by one'])}", flush=True)
+        if options.exact:
+            exact = [step() for step in ways["float32"]]
+            for way in points:
+                print(f"  {way} and float32: {differences(values[way], exact)}", flush=True)
     if len(options.drawing) > 1:
         for column, unit in ((1, "seconds"), (2, "CPU seconds")):
             way = {k: fitted(p, column) for k, p in points.items()}
@@ -193,27 +228,36 @@ def fitted(points: Sequence[tuple[float, float, float]], column: int) -> float:
     return float(start + slope * MEAN)
 
 
+@torch.no_grad()
+def warm(pipe: Pipeline, model: Denoiser, rows: int) -> None:
+    plain, z = Plain(pipe, model, model.half is not None), model.noise([torch.Generator() for _ in range(rows)])
+    if rows == 1:
+        plain.ask(pipe.unet, z, 500, plain.text("church"))
+    else:
+        model.epsilon(model.pipe.unet, z, [500] * rows, model.encode(["church"] * rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latents", type=int, default=32, help="latents per side; the paper's model has 64")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--drawing", type=int, nargs="+", default=[2, 8], help="DDIM steps, 1 to 49")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--method", nargs="+", choices=["esd", "eap"], default=["esd", "eap"])
+    parser.add_argument("--exact", action="store_true", help="compare both ways with float32 too, which is not timed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pipe = filled(options.latents, options.device)
-    size = f"latents {options.latents} x {options.latents}, float32"
+    autocast: Autocast = options.precision == "bfloat16" and ("cpu" if options.device == "cpu" else True)
+    size = f"latents {options.latents} x {options.latents}, {options.precision}"
     print(f"{size}, {options.threads} threads, torch {torch.__version__}, best of {options.repeats}")
-    warm = ESD(steps=2).denoiser(pipe)
-    with torch.no_grad():
-        for texts in (["church"], ["", "church"]):
-            latents = warm.noise([torch.Generator() for _ in texts])
-            warm.epsilon(pipe.unet, latents, [500] * len(texts), warm.encode(texts))
+    for rows in (1, 2):  # once in vain, for what is allocated and chosen then
+        warm(pipe, ESD(autocast=autocast).denoiser(pipe), rows)
     print(f"{'a step: loss and gradients':48}{'seconds':>10}{'CPU s':>10}{'extra MB':>10}")
     for name in options.method:
-        report(name, {"esd": esd_steps, "eap": eap_steps}[name], pipe, options)
+        report(name, partial({"esd": esd_steps, "eap": eap_steps}[name], pipe, autocast), options)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class EAP(FineTuning, Method):
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""
         model = self.denoiser(pipe)
-        unet, weights = student(pipe, self.layers)
+        unet, weights = student(pipe, self.layers, model.half)
         pools = {word: self.candidates(model, word, concept) for word in self.words(concept)}
         logits = [pool.logits for pool in pools.values()]
         training = Training(

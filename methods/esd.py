@@ -86,7 +86,7 @@ class ESD(FineTuning, Method):
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""
         model = self.denoiser(pipe)
-        unet, weights = student(pipe, self.layers)
+        unet, weights = student(pipe, self.layers, model.half)
         training = Training(
             name="esd",
             identity=f"{self!r} {concept!r}",

@@ -23,6 +23,7 @@ from erasebench import workspace
 from erasebench.diffusion import apply_tensors, fork
 from erasebench.types import Concept, Pipeline
 from methods.on_policy import Denoiser
+from methods.precision import Autocast, check_autocast
 
 Layers = Literal["xattn", "xattn_strict", "noxattn", "noxattn_v2", "selfattn", "notime", "full"]
 OUTER = ("conv_norm_out.", "conv_out.", "time_embedding.")  # CompVis: out. and time_embed.
@@ -48,7 +49,8 @@ class FineTuning:
         steps: DDIM steps of a whole drawing, >= 2; training latents are drawn part of the way.
         phrases: erase the ``name`` (the concept's first phrase) or ``all`` its phrases.
         seed: everything random depends on it, the step and the place in the batch, >= 0.
-        autocast: on a GPU, bfloat16 inside the networks (weights, losses and the optimiser stay float32).
+        autocast: bfloat16 inside the networks (trained weights, losses and the optimiser stay float32), on a GPU only
+            (True), on a CPU too (``cpu``, refused where the processor has no bfloat16) or nowhere (False).
 
     Raises:
         ValueError: a value out of its range, before any weight is loaded.
@@ -66,7 +68,7 @@ class FineTuning:
     steps: int = 50
     phrases: Literal["name", "all"] = "name"
     seed: int = 0
-    autocast: bool = True
+    autocast: Autocast = True
 
     together: ClassVar[tuple[str, ...]] = ("joint", "sequence")
 
@@ -77,6 +79,7 @@ class FineTuning:
             check_integer(name, getattr(self, name), least)
         check_number("lr", self.lr, above=0.0)
         check_number("guidance_scale", self.guidance_scale)
+        check_autocast(self.autocast)
 
     def words(self, concept: Concept) -> tuple[str, ...]:
         """The texts to erase: of every concept, where several are erased jointly."""
@@ -150,23 +153,25 @@ def layer_names(unet: nn.Module, layers: Layers) -> list[str]:
     return found
 
 
-def student(pipe: Pipeline, layers: Layers) -> tuple[Any, dict[str, nn.Parameter]]:
+def student(pipe: Pipeline, layers: Layers, half: Pipeline | None = None) -> tuple[Any, dict[str, nn.Parameter]]:
     """A UNet that shares all but the parameters of a layer set with ``pipe``, and these: float32 or float64 copies.
+
+    With ``half`` (``Denoiser.half``) it shares the others with that, for use inside its denoiser's autocast.
 
     A UNet in half precision is copied to float32, for updates of 1e-5 vanish in half precision. On a GPU gradients are
     checkpointed: activations are computed again for the backward pass, which changes memory and not the result.
     """
-    unet = fork(pipe).unet.requires_grad_(False)
-    if unet.dtype in (torch.float16, torch.bfloat16):
+    unet = fork(half or pipe).unet.requires_grad_(False)
+    if half is None and unet.dtype in (torch.float16, torch.bfloat16):
         unet.float()
     if unet.device.type == "cuda":
         unet.enable_gradient_checkpointing()
     trained = {}
     for name in layer_names(unet, layers):
         path, _, leaf = name.rpartition(".")
-        owner = unet.get_submodule(path)
-        trained[name] = nn.Parameter(getattr(owner, leaf).detach().clone())
-        setattr(owner, leaf, trained[name])
+        weight = pipe.unet.get_parameter(name).detach()
+        trained[name] = nn.Parameter(weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True))
+        setattr(unet.get_submodule(path), leaf, trained[name])
     return unet, trained
 
 

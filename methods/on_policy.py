@@ -19,6 +19,7 @@ from torch import Tensor
 from erasebench.diffusion import latent_shape, projected_once
 from erasebench.encoding import Encoding, Texts
 from erasebench.types import Pipeline
+from methods.precision import Autocast, half_of
 
 
 class Denoiser:
@@ -31,14 +32,15 @@ class Denoiser:
         pipe: read, never changed.
         steps: n, DDIM steps of a whole drawing.
         guidance_scale: g in ``e_empty + g (e_text - e_empty)``; 1 draws without guidance at half the cost.
-        autocast: bfloat16 inside the UNet on a GPU that has it.
+        autocast: bfloat16 inside the UNet, on a GPU that has it (True) or on a CPU too (``cpu``). ``pipe`` is then a
+            copy with bfloat16 weights (:func:`methods.precision.halved`), kept as long as this object.
 
     Raises:
         ValueError: more steps than half the model's timesteps; a model that predicts neither noise nor velocity, has
             further inputs, or a scheduler without ``alphas_cumprod``.
     """
 
-    def __init__(self, pipe: Pipeline, *, steps: int, guidance_scale: float, autocast: bool = False) -> None:
+    def __init__(self, pipe: Pipeline, *, steps: int, guidance_scale: float, autocast: Autocast = False) -> None:
         config = pipe.scheduler.config
         if config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"model must predict epsilon or v_prediction; got {config.prediction_type}")
@@ -47,7 +49,8 @@ class Denoiser:
         unet = pipe.unet.config
         if unet.in_channels != pipe.vae.config.latent_channels or unet.time_cond_proj_dim is not None:
             raise ValueError("model must draw from text alone, without guidance distillation; use the model it is from")
-        self.pipe, self.steps, self.guidance_scale = pipe, steps, guidance_scale
+        self.half = half_of(pipe, autocast)
+        self.pipe, self.steps, self.guidance_scale = self.half or pipe, steps, guidance_scale
         self.device, self.shape, self.texts = pipe.unet.device, latent_shape(pipe), Texts(pipe)
         self.dtype = torch.promote_types(pipe.unet.dtype, torch.float32)  # of latents and losses
         self.alphas = pipe.scheduler.alphas_cumprod.to(self.device, torch.float64)
@@ -55,7 +58,6 @@ class Denoiser:
         if steps > self.total // 2:
             raise ValueError(f"steps must be <= {self.total // 2}, half the timesteps; got {steps}; the papers use 50")
         self.timesteps = [k * (self.total // steps) + 1 for k in range(steps)]  # ascending
-        self.autocast = autocast and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def encode(self, texts: Sequence[str]) -> Encoding:
         """Texts as the UNet gets them, states [n, tokens, width]."""
@@ -79,16 +81,19 @@ class Denoiser:
     def output(self, unet: Any, z: Tensor, timesteps: Sequence[int] | Tensor, text: Encoding) -> Tensor:
         """What the UNet says of latents [b, ...] at timesteps [b] with texts [b, ...], in the latents' dtype."""
         times = torch.as_tensor(timesteps, device=self.device)
-        added = None
+        added, dtype = None, self.dtype if self.half else unet.dtype
         if text.pooled.numel():
             height, width = (float(n * self.pipe.vae_scale_factor) for n in self.shape[1:])
-            sizes = torch.tensor([[height, width, 0.0, 0.0, height, width]], device=self.device, dtype=unet.dtype)
-            added = {"text_embeds": text.pooled.to(unet.dtype), "time_ids": sizes.expand(len(z), -1)}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return unet(
-                z.to(unet.dtype), times, encoder_hidden_states=text.states.to(unet.dtype), added_cond_kwargs=added,
-                return_dict=False,
-            )[0].to(z.dtype)  # fmt: skip
+            sizes = torch.tensor([[height, width, 0.0, 0.0, height, width]], device=self.device, dtype=dtype)
+            added = {"text_embeds": text.pooled.to(dtype), "time_ids": sizes.expand(len(z), -1)}
+        states = text.states.to(dtype)
+        with self._autocast():
+            out = unet(z.to(dtype), times, encoder_hidden_states=states, added_cond_kwargs=added, return_dict=False)[0]
+        return out.to(z.dtype)
+
+    def _autocast(self) -> torch.autocast:
+        """Around several calls without gradients, trained weights are cast once for all of them."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half is not None)
 
     def epsilon(self, unet: Any, z: Tensor, timesteps: Sequence[int], text: Encoding) -> Tensor:
         """The noise a UNet predicts; a velocity v is turned into it: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) z."""
@@ -113,7 +118,7 @@ class Denoiser:
 
     def _descend(self, unet: Any, z: Tensor, text: Encoding, steps: range) -> Tensor:
         doubled = self._guided(text)
-        with projected_once(unet):
+        with projected_once(unet), self._autocast():
             for k in steps:
                 tau = self.timesteps[k]
                 e = self._guide(self.epsilon(unet, self._repeat(z), [tau] * len(doubled.states), doubled))

@@ -83,7 +83,7 @@ class SDD(FineTuning, Method):
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""
         model = self.denoiser(pipe)
-        (unet, weights), (teacher, average) = student(pipe, self.layers), student(pipe, self.layers)
+        (unet, weights), (teacher, average) = (student(pipe, self.layers, model.half) for _ in range(2))
         training = Training(
             name="sdd",
             identity=f"{self!r} {concept!r}",
