@@ -57,6 +57,18 @@ def test_recipes_and_budgets_name_existing_methods_and_attacks():
             assert any(stem.startswith(f"{name}_") for name in stems), Path(group) / stem
 
 
+@pytest.mark.parametrize("overrides", [(), ("budget=paper",), ("model=sd14",)], ids=["emoji", "paper", "sd14"])
+def test_controls_judge_as_many_images_as_the_attacks_they_stand_beside(overrides):
+    def spent(attack: str) -> int:
+        node = config(f"attack={attack}", *overrides).attack
+        return node.queries if "queries" in node else 1 + instantiate(node, _convert_="all").schedule()[0]
+
+    controls = {attack: spent(attack) for attack in ("random_prefix", "reseed", "best_of_n")}
+    assert controls == dict.fromkeys(controls, spent("unlearndiffatk")) == dict.fromkeys(controls, spent("p4d"))
+    if not overrides:
+        assert {spent("p4d_n"), spent("p4d_k")} == {spent("p4d")}
+
+
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes(name):
     cfg = config(f"experiment={name}")
