@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attacks.pairs import VectorSource
+from attacks.queries import attacked
 from erasebench import diffusion
 from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
 
@@ -52,12 +53,10 @@ class RingABellSoft(Attack):
         shift = self.eta * self.vector.vector(original, concept)
         encoded = diffusion.encode(original, [prompt.text for prompt in prompts], batch_size=self.batch_size)
         return [
-            prompt.with_(
-                id=f"{prompt.id}-ringabell_soft",
-                group="attack",
-                concept=concept.name,
-                source_id=prompt.id,
-                relation="",
+            attacked(
+                prompt,
+                "ringabell_soft",
+                concept,
                 embeds=(row.double().cpu() + shift).float().numpy(),
                 info={"eta": self.eta},
             )
