@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.queries import Querying, attacked, noted, opened
+from attacks.queries import Querying, attacked, noted, unasked
 from erasebench import diffusion
 from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
 
@@ -111,6 +111,7 @@ class InverseEdit(Querying, Attack):
 
     access = "model"
     strength = "embedding"
+    decimals = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +131,7 @@ class InverseEdit(Querying, Attack):
         began = time.perf_counter()
         edit = recover(pipe, original, self.rcond)
         facts = self._facts(pipe, original, edit)
-        records = [opened(seen, **facts) for seen in self.ask(pipe, prompts, concept, judge)]
+        records = [noted(unasked(**facts), seen) for seen in self.ask(pipe, prompts, concept, judge)]
         found = [attacked(p, "inverse_edit", concept) for p in prompts]
         wanted = [i for i, r in enumerate(records) if not r["pre"]]
         if edit is not None and facts["edit"] == "shared" and self.budget != 1:

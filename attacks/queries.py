@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
@@ -26,15 +26,15 @@ class Seen(NamedTuple):
     passes: int
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no integer of at least ``least``.
+def check_whole(name: str, value: Any, least: int, hint: str = "") -> None:
+    """Refuse what is no integer of at least ``least``; the message ends with a ``hint`` what to use.
 
-    >>> check_whole("steps", 0, 1)
+    >>> check_whole("tokens", 0, 1, "the paper uses 16")
     Traceback (most recent call last):
-    ValueError: steps must be an integer >= 1; got 0
+    ValueError: tokens must be an integer >= 1; got 0; the paper uses 16
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}{hint and '; '}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class Querying:
     width: int | None = None
     batch_size: int = 8
     budget: int | None = None
+
+    decimals: ClassVar[int | None] = None  # of a score that are kept; None keeps what the judge says
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 1)
@@ -86,7 +88,8 @@ class Querying:
                 seen.append(Seen(None, None, self.passes(prompt)))
             else:
                 verdict = next(verdicts)
-                seen.append(Seen(bool(verdict.present), round(float(verdict.score), 6), self.passes(prompt)))
+                score = float(verdict.score) if self.decimals is None else round(float(verdict.score), self.decimals)
+                seen.append(Seen(bool(verdict.present), score, self.passes(prompt)))
         return seen
 
     def passes(self, prompt: Prompt) -> int:
@@ -95,24 +98,30 @@ class Querying:
         return self.steps * (1 if scale == 1 else 2)
 
 
-def opened(plain: Seen, **more: Any) -> dict[str, Any]:
-    """A prompt's record after its plain query: what becomes its ``info``."""
-    record: dict[str, Any] = {
-        "success": False, "pre": plain.present is True, "queries": 0, "forward": 0, "backward": 0, "seconds": 0.0,
-        "curve": [], "present": [], **more,
+def unasked(**more: Any) -> dict[str, Any]:
+    """A prompt's record before its first query, the plain one: what becomes its ``info``.
+
+    ``success`` (some image shows the concept), ``pre`` (the plain one does), ``queries`` (images judged), ``forward``
+    and ``backward`` (UNet passes), ``seconds``, and after each query ``curve`` (the judge's score) and ``present``
+    (whether the concept was there), both None for an image that could not be made.
+    """
+    return {
+        "success": False, "pre": False, "queries": 0, "forward": 0, "backward": 0, "seconds": 0.0, "curve": [],
+        "present": [], **more,
     }  # fmt: skip
-    return record | noted(record, plain)
 
 
 def noted(record: dict[str, Any], seen: Seen) -> dict[str, Any]:
     """A record with one more query.
 
-    >>> record = noted(opened(Seen(False, 0.25, 40)), Seen(True, 0.75, 40))
+    >>> record = noted(noted(unasked(), Seen(False, 0.25, 40)), Seen(True, 0.75, 40))
     >>> record["curve"], record["success"], record["pre"], record["forward"]
     ([0.25, 0.75], True, False, 80)
     """
+    present = seen.present is True
     return record | {
-        "success": record["success"] or seen.present is True,
+        "success": record["success"] or present,
+        "pre": record["pre"] if record["queries"] else present,
         "queries": record["queries"] + 1,
         "forward": record["forward"] + seen.passes,
         "curve": [*record["curve"], seen.score],

@@ -5,39 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erasebench.prompt_files import place_hash
-from erasebench.querying import QueryAttack, search
-from erasebench.types import Concept, Judge, Pipeline, Prompt
+from attacks.controls import Candidate, Control
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reseed(QueryAttack):
+class Reseed(Control):
     """Draws each prompt with other noise until the judge sees the concept; the text never changes.
 
     The seed search of UnlearnDiffAtk's repository (arXiv 2310.11868), which tries 40 seeds. An adaptive attack that is
-    not better than this with as many images found luck, not a prompt.
+    not better than this with as many images found luck, not a prompt. Fields: :class:`attacks.controls.Control`.
 
-    Args:
-        see :class:`erasebench.querying.QueryAttack`.
-
-    Raises:
-        ValueError: queries or batch_size below 1, seed below 0.
-
-    Cost: up to ``queries`` images per prompt.
+    >>> cat, prompt = Concept(name="cat", phrases=["cat"]), Prompt(id="0", text="a cat")
+    >>> first, second = (Reseed().candidates(None, [prompt], cat)(prompt, query) for query in (1, 2))
+    >>> first.text == second.text == "a cat", first.seed == second.seed
+    (True, False)
     """
 
-    def attack(
-        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
-    ) -> list[Prompt]:
-        """One prompt per prompt, in order, with its text and the seed that was kept; see ``querying.search``."""
-        return search(pipe, judge, prompts, concept, self.candidate, settings=self, name="reseed")
+    name = "reseed"
 
-    def candidate(self, prompt: Prompt, query: int) -> Prompt:
-        """The prompt with the noise of its ``query``-th try.
-
-        >>> prompt = Prompt(id="0", text="a cat")
-        >>> a, b = Reseed().candidate(prompt, 1), Reseed().candidate(prompt, 2)
-        >>> a.text == b.text == "a cat" and a.seed != b.seed
-        True
-        """
-        return prompt.with_(seed=place_hash("reseed", self.seed, prompt.digest(), query))
+    def candidates(self, pipe: Pipeline, prompts: Sequence[Prompt], concept: Concept) -> Candidate:
+        """The prompt with other noise."""
+        return lambda prompt, query: prompt.with_(seed=self.luck(prompt, query))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from attacks.evolution import Ids, Losses, Memo, evolve, run
 from attacks.pairs import VectorSource
+from attacks.queries import attacked, check_whole, names_concept
 from erasebench import diffusion
 from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
-
-Ids = NDArray[np.int64]
-Losses = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +74,10 @@ class RingABell(Attack):
     strength = "text"
 
     def __post_init__(self) -> None:
-        least = {
-            "tokens": (1, 16),
-            "population": (2, 200),
-            "generations": (1, 3000),
-            "seed": (0, 0),
-            "batch_size": (1, 16),
-        }
-        for name, (low, usual) in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                paper = "the default is" if name in ("seed", "batch_size") else "the paper uses"
-                raise ValueError(f"{name} must be an integer >= {low}; got {value!r}; {paper} {usual}")
+        for name, least, usual in (("tokens", 1, 16), ("population", 2, 200), ("generations", 1, 3000)):
+            check_whole(name, getattr(self, name), least, f"the paper uses {usual}")
+        for name, least, usual in (("seed", 0, 0), ("batch_size", 1, 16)):
+            check_whole(name, getattr(self, name), least, f"the default is {usual}")
         for name in ("crossover", "mutation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a probability in [0, 1]; got {getattr(self, name)!r}")
@@ -107,16 +97,14 @@ class RingABell(Attack):
         found = dict(tqdm(self.search(original, texts, concept), "ringabell", len(texts), unit="search", disable=None))
         turns = [text if text in found else texts[i % len(texts)] for i, text in enumerate(p.text for p in prompts)]
         return [
-            prompt.with_(
-                id=f"{prompt.id}-ringabell",
+            attacked(
+                prompt,
+                "ringabell",
+                concept,
                 text=found[text]["text"],
-                group="attack",
-                concept=concept.name,
                 source_id=prompt.id if prompt.text == text else first[text],
-                relation="",
-                embeds=None,
                 info={name: value for name, value in found[text].items() if name != "text"}
-                | {"names_concept": _names(found[text]["text"], concept)},
+                | {"names_concept": names_concept(found[text]["text"], concept)},
             )
             for prompt, text in zip(prompts, turns, strict=True)
         ]
@@ -167,93 +155,6 @@ class RingABell(Attack):
             crossover=self.crossover,
             mutation=self.mutation,
         )
-
-
-def _names(text: str, concept: Concept) -> bool:
-    """Whether a text says one of the concept's own phrases; the search may find them, as the paper allows."""
-    words = f" {' '.join(text.lower().split())} "
-    return any(f" {phrase.lower()} " in words for phrase in concept.phrases)
-
-
-def evolve(
-    rng: np.random.Generator,
-    allowed: Ids,
-    *,
-    tokens: int,
-    population: int,
-    generations: int,
-    crossover: float,
-    mutation: float,
-) -> Generator[Ids, Losses, None]:
-    """Yields each generation [n, tokens] and is sent its losses [n]; the search itself knows no model.
-
-    The first generation is uniform over ``allowed``. Then: the best half of ``population`` survives, pairs of survivors
-    have children, everybody may mutate. Nothing follows the last generation, whose best is the paper's answer.
-    """
-    people = rng.choice(allowed, size=(population, tokens))
-    for generation in range(1, generations + 1):
-        losses = yield people
-        if generation < generations:
-            survivors = people[np.argsort(losses, kind="stable")[: population // 2]]
-            children = cross(rng, survivors, crossover)
-            people = mutate(rng, np.concatenate([survivors, children]), allowed, mutation)
-
-
-def cross(rng: np.random.Generator, parents: Ids, probability: float) -> Ids:
-    """Two children of each chosen parent: its head with the tail of a random mate, and vice versa."""
-    n, tokens = parents.shape
-    chosen = np.flatnonzero(rng.random(n) < probability)
-    first, second = parents[chosen], parents[rng.integers(n, size=len(chosen))]
-    cut = rng.integers(1, max(tokens, 2), size=(len(chosen), 1))
-    head = np.arange(tokens) < cut
-    return np.concatenate([np.where(head, first, second), np.where(head, second, first)])
-
-
-def mutate(rng: np.random.Generator, people: Ids, allowed: Ids, probability: float) -> Ids:
-    """A copy of ``people`` in which each, with ``probability``, has one random position replaced from ``allowed``."""
-    people = people.copy()
-    hit = np.flatnonzero(rng.random(len(people)) < probability)
-    people[hit, rng.integers(people.shape[1], size=len(hit))] = rng.choice(allowed, size=len(hit))
-    return people
-
-
-def run(
-    steps: Generator[Ids, Losses, None], loss: Callable[[Ids], Losses], *, keep_best: bool = False
-) -> tuple[Ids, float, float]:
-    """Drives ``evolve`` with a loss: the answer [tokens], its loss, and the best loss of the first generation."""
-    people = next(steps)
-    losses = loss(people)
-    start = float(losses.min())
-    ids, best = people[losses.argmin()], start
-    while True:
-        try:
-            people = steps.send(losses)
-        except StopIteration:
-            return ids, best, start
-        losses = loss(people)
-        if not keep_best or losses.min() < best:
-            ids, best = people[losses.argmin()], float(losses.min())
-
-
-@dataclass(frozen=True)
-class Memo:
-    """A loss that computes each distinct individual once: survivors and repeated children are looked up.
-
-    >>> seen = []
-    >>> memo = Memo(lambda ids: seen.extend(ids.tolist()) or ids.sum(1).astype(float))
-    >>> memo(np.array([[1, 2], [1, 2], [3, 4]])).tolist(), memo(np.array([[3, 4]])).tolist(), len(seen)
-    ([3.0, 3.0, 7.0], [7.0], 2)
-    """
-
-    loss: Callable[[Ids], Losses]
-    known: dict[bytes, float] = field(default_factory=dict)
-
-    def __call__(self, people: Ids) -> Losses:
-        keys = [person.tobytes() for person in people]
-        new = {key: i for i, key in enumerate(keys) if key not in self.known}
-        if new:
-            self.known.update(zip(new, self.loss(people[list(new.values())]).tolist(), strict=True))
-        return np.array([self.known[key] for key in keys])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attacks.pairs import VectorSource
+from attacks.queries import attacked, check_whole
 from erasebench import diffusion
 from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
 
@@ -40,8 +41,7 @@ class RingABellSoft(Attack):
     def __post_init__(self) -> None:
         if not np.isfinite(self.eta):
             raise ValueError(f"eta must be a finite number; got {self.eta!r}; RECE uses 3 (nudity) and 0.9 (Van Gogh)")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1; got {self.batch_size!r}")
+        check_whole("batch_size", self.batch_size, 1)
 
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
@@ -52,12 +52,10 @@ class RingABellSoft(Attack):
         shift = self.eta * self.vector.vector(original, concept)
         encoded = diffusion.encode(original, [prompt.text for prompt in prompts], batch_size=self.batch_size)
         return [
-            prompt.with_(
-                id=f"{prompt.id}-ringabell_soft",
-                group="attack",
-                concept=concept.name,
-                source_id=prompt.id,
-                relation="",
+            attacked(
+                prompt,
+                "ringabell_soft",
+                concept,
                 embeds=(row.double().cpu() + shift).float().numpy(),
                 info={"eta": self.eta},
             )

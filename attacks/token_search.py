@@ -20,7 +20,7 @@ from tqdm import tqdm
 from attacks import denoising
 from attacks.denoising import Vocabulary
 from attacks.descent import STATE, Models, Slot, Steps, Tokens, descend
-from attacks.queries import Querying, attacked, better, check_whole, names_concept, noted, opened
+from attacks.queries import Querying, attacked, better, check_whole, names_concept, noted, unasked
 from erasebench import diffusion, workspace
 from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
 
@@ -50,6 +50,7 @@ class TokenSearch(Querying, Attack):
 
     access = "model"
     strength = "text"
+    decimals = 6  # the next ones change with the batch, and should not choose another text
     decoupled: ClassVar[bool] = False  # AdamW
     distils: ClassVar[bool] = False  # the goal is the original model's prediction, else the noise
 
@@ -130,7 +131,7 @@ class TokenSearch(Querying, Attack):
         plain = self.ask(models.pipe, prompts, models.concept, models.judge)
         more = {"gradient": "none", "loss": None, "retokenised_equal": True, "names_concept": False, "best": None}
         pairs = zip(plain, shortened, strict=True)
-        records = {i: opened(seen, **more, truncated=short) for i, (seen, short) in enumerate(pairs)}
+        records = {i: noted(unasked(**more, truncated=short), seen) for i, (seen, short) in enumerate(pairs)}
         wanted = [] if self.budget == 1 else [i for i, record in records.items() if not record["pre"]]
         images = self.images(models.original, [prompts[i] for i in wanted])
         targets = {i: image for i, image in zip(wanted, images, strict=True) if image is not None}

@@ -39,8 +39,11 @@ from methods.uce import UCE
 NUDITY = Concept(name="nudity", kind="unsafe", phrases=("nudity",))
 
 
-def sd14_shape() -> Pipeline:
-    """A pipeline of Stable Diffusion 1.4's shape with random weights in everything an edit reads."""
+def sd14_shape(vocabulary: int = 514) -> Pipeline:
+    """A pipeline of Stable Diffusion 1.4's shape with random weights in everything an edit reads.
+
+    Its tokenizer knows the bytes and, beyond 514 tokens, words that no text has.
+    """
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = UNet2DConditionModel(
@@ -54,7 +57,8 @@ def sd14_shape() -> Pipeline:
         )
     unet.to_empty(device="cpu")
     letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = [*letters, *(letter + "</w>" for letter in letters), *(f"word{i}</w>" for i in range(vocabulary - 514))]
+    words += ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
     shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

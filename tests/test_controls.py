@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,19 +87,7 @@ def one_by_one(control, pipe, candidates):
 
 @pytest.mark.parametrize("control", CONTROLS, ids=names)
 def test_each_control_equals_a_loop_over_one_prompt_at_a_time(control, pipe64):
-    made = {}  # the candidates as the control makes them, by prompt and query
-
-    def spy(pipe, judge, given, concept, candidate, **options):
-        made.update({(p.id, q): candidate(p, q) for p in given for q in range(1, control.queries)})
-        return []
-
-    module = sys.modules[type(control).__module__]
-    original, module.search = module.search, spy
-    try:
-        attack(control, pipe64)
-    finally:
-        module.search = original
-    expected = one_by_one(control, pipe64, lambda p, q: made[p.id, q])
+    expected = one_by_one(control, pipe64, control.candidates(pipe64, prompts(), CAT))
     found = attack(control, pipe64)
     assert {p.info["success"] for p in found} == {True, False} and 0 < sum(p.info["pre"] for p in found) < len(found)
     for prompt, plain, (kept, curve, present) in zip(found, prompts(), expected, strict=True):
@@ -148,6 +135,12 @@ def test_with_one_query_the_plain_prompt_is_all():
             Reseed(**{field_: value})
     with pytest.raises(ValueError, match="tokens must be an integer >= 1; got 0"):
         RandomPrefix(tokens=0)
+
+
+def test_a_budget_caps_the_queries_and_never_adds_any(pipe64):
+    capped = attack(with_(CONTROLS[0], budget=2), pipe64)
+    assert what_matters(capped) == what_matters(attack(with_(CONTROLS[0], queries=2), pipe64))
+    assert what_matters(attack(with_(CONTROLS[0], budget=99), pipe64)) == what_matters(attack(CONTROLS[0], pipe64))
 
 
 def test_a_control_that_finds_nothing_spends_its_budget_and_hands_in_the_best(pipe64):

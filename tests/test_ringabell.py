@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from attacks.evolution import Memo, cross, evolve, mutate, run
 from attacks.none import NoAttack
 from attacks.pairs import TextPairs
-from attacks.ringabell import Memo, RingABell, Space, cross, evolve, mutate, run
+from attacks.ringabell import RingABell, Space
 from erasebench import diffusion
 from erasebench.types import Concept, Prompt
 
