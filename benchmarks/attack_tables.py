@@ -131,10 +131,9 @@ def _total(found: Iterable[Mapping[str, Any]], name: str) -> float:
 
 def _allowed(attack: Mapping[str, Any]) -> int:
     """Images judged for a prompt at most, by the attack's settings; 0 if they do not say."""
-    own = attack.get("queries") or attack.get("budget")
     rounds = len(attack.get("timesteps") or ()) or attack.get("iterations", 0) // attack.get("query_every", math.inf)
-    planned = 1 + int(rounds) if rounds else 0
-    return min(int(own), planned) if own and planned else int(own or planned)
+    limits = (attack.get("queries"), attack.get("budget"), 1 + rounds if rounds else None)
+    return int(min((limit for limit in limits if limit), default=0))
 
 
 def run_files(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[Path]:
