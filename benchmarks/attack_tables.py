@@ -54,6 +54,7 @@ class Cell:
     records: tuple[Mapping[str, Any], ...]
     folders: tuple[Path, ...]
     summary: pd.DataFrame
+    searched: Mapping[str, float]  # folder of an attack step -> seconds of the run that computed it
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -131,10 +132,9 @@ def _total(found: Iterable[Mapping[str, Any]], name: str) -> float:
 
 def _allowed(attack: Mapping[str, Any]) -> int:
     """Images judged for a prompt at most, by the attack's settings; 0 if they do not say."""
-    own = attack.get("queries") or attack.get("budget")
     rounds = len(attack.get("timesteps") or ()) or attack.get("iterations", 0) // attack.get("query_every", math.inf)
-    planned = 1 + int(rounds) if rounds else 0
-    return min(int(own), planned) if own and planned else int(own or planned)
+    limits = (attack.get("queries"), attack.get("budget"), 1 + rounds if rounds else None)
+    return int(min((limit for limit in limits if limit), default=0))
 
 
 def run_files(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[Path]:
@@ -155,6 +155,8 @@ def _wanted(record: Mapping[str, Any], wanted: Mapping[str, Sequence[str]]) -> b
 def cells(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[Cell]:
     """The cells of a folder in reading order: concept, method (``none`` first), attack; see :func:`run_files`."""
     grouped: dict[tuple[str, ...], list[tuple[dict[str, Any], Path]]] = {}
+    steps = [json.loads(path.read_text(encoding="utf-8"))["steps"].get("attack", {}) for path in run_files(root, {})]
+    searched = {step["folder"]: step["seconds"] for step in steps if "folder" in step and not step["cached"]}
     for path in run_files(root, wanted):
         record = json.loads(path.read_text(encoding="utf-8"))
         key = tuple(record["identity"]["names"][k] for k in ("model", "concept", "method", "recipe", "attack"))
@@ -167,7 +169,7 @@ def cells(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[Cell]:
         ]
         summary = summarise(scores)
         records, folders = zip(*runs, strict=True)
-        found.append(Cell(runs[0][0]["identity"]["names"], records, folders, summary[summary.relation == ""]))
+        found.append(Cell(runs[0][0]["identity"]["names"], records, folders, summary[summary.relation == ""], searched))
     return sorted(found, key=lambda c: (c.place[:2], c.names["method"] != "none", c.place[2:], c.order))
 
 
@@ -190,16 +192,12 @@ def ahead(cell: Cell, control: Cell, queries: int) -> tuple[bool, str]:
     return low > 0, f"{100 * (own.mean - luck.mean):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def seconds(cell: Cell, found: Sequence[Cell]) -> str:
+def seconds(cell: Cell) -> str:
     """Of the attack step, mean of the seeds; of the run that searched, where others took its prompts from the store."""
-    searched: dict[str, float] = {}
-    for record in (r for c in found for r in c.records):
-        step = record["steps"].get("attack", {})
-        if step and not step["cached"]:
-            searched[step.get("folder", "")] = step.get("seconds", math.nan)
-    own = [r["steps"].get("attack", {}) for r in cell.records]
-    spent = [(r.get("attack") or {}).get("seconds") for r in cell.records]
-    took = [searched.get(step.get("folder", ""), s) for step, s in zip(own, spent, strict=True)]
+    took = []
+    for record in cell.records:
+        own = (record.get("attack") or {}).get("seconds")  # of the whole search, should it have been killed in between
+        took.append(own if own is not None else cell.searched.get(record["steps"].get("attack", {}).get("folder", "")))
     known = [float(t) for t in took if t is not None]
     return f"{sum(known) / len(known):.0f}" if known and cell.attack != "none" else "-"
 
@@ -223,7 +221,7 @@ def attacks(found: Sequence[Cell]) -> list[list[str]]:
         lines.append(
             [cell.names["concept"], method_name(cell.names), cell.attack, str(int(shown.n.max()) if len(shown) else 0),
              "-" if same else str(cell.rate(group, "base")), str(plain), "-" if none else str(cell.rate("attack")),
-             str(cell.asr("asr")), str(cell.asr("asr_on_safe")), "-" if none else cell.spent, seconds(cell, found),
+             str(cell.asr("asr")), str(cell.asr("asr_on_safe")), "-" if none else cell.spent, seconds(cell),
              control, gain]
         )  # fmt: skip
     return lines

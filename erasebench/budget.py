@@ -111,7 +111,10 @@ def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: C
         axes.step(table.queries, 100 * table.asr, where="mid", label=name or None, **style)
     longest = max((int(table.queries.max()) for table in tables.values()), default=1)
     axes.set(
-        xlim=(0.8, max(longest, 1) + 0.2), ylim=(0, 102), xlabel="images judged per prompt", ylabel="concept present, %"
+        xlim=(0.8, max(longest, 1) + 0.2),
+        ylim=(-2, 102),
+        xlabel="images judged per prompt",
+        ylabel="concept present, %",
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, fontsize=9)

@@ -6,7 +6,7 @@ arXiv:2407.12383.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -86,6 +86,12 @@ class RECE(EditTexts, Method):
         check_scale("lamb", self.lamb, positive=True)
         for name in ("regular_scale", "erase_scale", "preserve_scale"):
             check_scale(name, getattr(self, name))
+
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A ValueError, before any weight is loaded, if an anchor of this or of the start is the concept itself."""
+        super().check(concept, shapes)
+        if hasattr(self.start, "check"):
+            self.start.check(concept, shapes)
 
     @torch.no_grad()
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:

@@ -127,6 +127,7 @@ def test_seeds_are_pooled_and_shared_searches_say_their_seconds(tmp_path):
     found = rows(attacks(cells(tmp_path, {})))
     assert (found["uce", "ringabell"]["n"], found["uce", "ringabell"]["attack prompts"]) == ("40", text(12, 40))
     assert found["rece", "ringabell"]["seconds"] == "30"
+    assert rows(attacks(cells(tmp_path, {"method": ["rece"]})))["rece", "ringabell"]["seconds"] == "30"
     only = attacks(cells(tmp_path, {"seed": ["1"], "method": ["uce"]}))
     assert len(only) == 2 and only[1][6] == text(8)
 

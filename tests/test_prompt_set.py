@@ -74,6 +74,18 @@ def test_every_yaml_says_what_it_is_and_how_to_get_it(name):
     assert f"{made.node}.path=FILE" in made.how_to_obtain() and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_every_hash_is_whole_unless_the_yaml_says_why_not(name):
+    text = next(p for g in ("attack", "prompts") if (p := ROOT / "conf" / g / f"{name}.yaml").exists()).read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("sha256:")]
+    pinned = SETS[name]["sha256"]
+    if pinned is None:
+        assert "not pinned: this project has not had the file" in line
+    elif len(pinned) < 64:
+        assert len(pinned) == 16 and "its first 16 digits" in line
+        assert f"`{name}`" in (ROOT / "docs" / "prompt_sets.md").read_text().split("What is checked")[1]
+
+
 def test_sets_about_sexual_content_are_marked():
     assert all(SETS[name]["sexual"] for name, node in SETS.items() if node.get("concepts") == ["nudity"])
     assert all(SETS[name]["sexual"] for name in ("i2p", "mma1000", "violence756"))

@@ -93,7 +93,15 @@ def states(ctx: Context) -> None:
     done.parent.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads * ctx.workers)  # the other workers wait
-    art, colours, tok = artwork.load(ctx.data), artwork.colours(), tokenizer(ctx)
+    world, other, blank = _latents(ctx)
+    _text_states(ctx)
+    torch.set_num_threads(threads)
+    save(done, {"world": world, "other": other, "blank": blank, "std": world.std()})
+
+
+def _latents(ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of the world [concept, style, background, jitter, 8, 8, 8], of other drawings, of blank backgrounds."""
+    art, colours = artwork.load(ctx.data), artwork.colours()
     vae = parts.autoencoder()
     vae.load_state_dict(load_file(ctx.out / "refine" / "final.safetensors"))
     vae.eval().requires_grad_(False)
@@ -105,7 +113,7 @@ def states(ctx: Context) -> None:
             return torch.cat([vae.encode(artwork.compose(s, p, g)).latent_dist.mean.float() for s, p in batches])
 
     inside = []
-    for c in range(len(THINGS)):  # [concept, style, background, jitter, 8, 8, 8]
+    for c in range(len(THINGS)):
         sprites = art.world[c, : len(STYLES)].repeat_interleave(len(PLACES) * JITTERS, 0)
         places = colours.repeat_interleave(JITTERS, 0).repeat(len(STYLES), 1)
         inside.append(latents(sprites, places).view(len(STYLES), len(PLACES), JITTERS, parts.CHANNELS, 8, 8))
@@ -113,13 +121,16 @@ def states(ctx: Context) -> None:
         art.other.flatten(0, 1), colours[torch.randint(len(PLACES), (art.other.shape[0] * 4,), generator=g)]
     )
     blank = latents(torch.zeros(len(PLACES), 4, 72, 72, dtype=torch.uint8), colours)
-    world_latents = torch.stack(inside)
-    text = load_contrastive(ctx).text
-    pool = _caption_pool()
-    rows = np.lib.format.open_memmap(
-        ctx.out / "states" / "text.npy.part", "w+", np.float16, (len(pool) + 1, parts.TOKENS, parts.WIDTH)
-    )
-    everything = ["", *(c.text for c in pool)]
+    return torch.stack(inside), outside, blank
+
+
+def _text_states(ctx: Context) -> None:
+    """Write the text states of the empty text and of a pool of captions, float16, in one move."""
+    tok, text = tokenizer(ctx), load_contrastive(ctx).text
+    everything = ["", *(c.text for c in _caption_pool())]
+    part = ctx.out / "states" / "text.npy.part"
+    shape = (len(everything), parts.TOKENS, parts.WIDTH)
+    rows = np.lib.format.open_memmap(part, "w+", np.float16, shape)
     for i in range(0, len(everything), 128):
         ids = tok(
             everything[i : i + 128], padding="max_length", truncation=True, max_length=77, return_tensors="pt"
@@ -127,9 +138,7 @@ def states(ctx: Context) -> None:
         with torch.inference_mode(), fast():
             rows[i : i + 128] = text(ids).last_hidden_state.half().numpy()
     rows.flush()
-    (ctx.out / "states" / "text.npy.part").rename(ctx.out / "states" / "text.npy")
-    torch.set_num_threads(threads)
-    save(done, {"world": world_latents, "other": outside, "blank": blank, "std": world_latents.std()})
+    part.rename(part.with_suffix(""))
 
 
 # ---------------------------------------------------------------------------------------------- UNet

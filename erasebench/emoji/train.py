@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -67,15 +68,44 @@ def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
         g.copy_(part.view_as(g))
 
 
+def rate(step: int, steps: int, warmup: int, flat: float) -> float:
+    """Share of the learning rate at a step: a warm-up, a plateau for the share ``flat`` of the steps, a cosine to zero.
+
+    >>> [round(rate(step, 100, 10, 0.5), 2) for step in (0, 9, 50, 75, 100)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    decay = max(0.0, step - flat * steps) / (steps * (1 - flat))
+    return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(decay * math.pi))
+
+
+def update(loss: Tensor, opt: torch.optim.Optimizer, parameters: list[nn.Parameter], workers: int) -> None:
+    """One step along the gradient, averaged over the workers and clipped to norm 1."""
+    loss.backward()
+    average_gradients(parameters, workers)
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    opt.step()
+    opt.zero_grad(set_to_none=False)
+
+
+def follow(shadow: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    """Move the averaged weights a little towards the model's; counters are copied."""
+    for k, v in model.state_dict().items():
+        shadow[k].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[k].copy_(v)
+
+
+def stop_as_orphan() -> None:
+    """Leave a worker whose command was killed."""
+    parent = mp.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise SystemExit(1)
+
+
 def optimise(
     ctx: Context, stage: str, model: nn.Module, loss: Callable[[int, torch.Generator], Tensor], *,
     steps: int, lr: float, betas: tuple[float, float] = (0.9, 0.98), weight_decay: float = 0.01, warmup: int = 100,
     flat: float = 0.0, ema: float = 0.0, every: int = 250,
 ) -> None:  # fmt: skip
-    """Train ``model`` in place with AdamW; checkpoint every ``every`` steps; end with the EMA weights if ``ema``.
-
-    The learning rate warms up, stays for the share ``flat`` of the steps, then falls to zero as a cosine.
-    """
+    """Train in place, AdamW at :func:`rate`; checkpoint every ``every`` steps; end with the EMA weights if ``ema``."""
     final = ctx.out / stage / "final.safetensors"
     if final.exists():
         model.load_state_dict(load_file(final))
@@ -85,33 +115,18 @@ def optimise(
     opt = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
     shadow = {k: v.clone() for k, v in model.state_dict().items()} if ema else {}
     start = restore(ctx, stage, model, opt, shadow)
-
-    def rate(step: int) -> float:
-        decay = max(0.0, step - flat * steps) / (steps * (1 - flat))
-        return min(1, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(decay * math.pi))
-
     model.train()
-    bar = tqdm(
-        range(start, steps), initial=start, total=steps, desc=stage, disable=not ctx.main, mininterval=10, leave=False
-    )
-    history: list[float] = []
-    parent = mp.parent_process()
+    shown: dict[str, Any] = {"desc": stage, "disable": not ctx.main, "mininterval": 10, "leave": False}
+    bar, history = tqdm(range(start, steps), initial=start, total=steps, **shown), list[float]()
     for step in bar:
-        if parent is not None and not parent.is_alive():  # the command was killed: do not go on as an orphan
-            raise SystemExit(1)
-        opt.param_groups[0]["lr"] = lr * rate(step)
+        stop_as_orphan()
+        opt.param_groups[0]["lr"] = lr * rate(step, steps, warmup, flat)
         value = loss(step, ctx.generator(stage, step))
         if not torch.isfinite(value):
             raise FloatingPointError(f"{stage}: loss is {value.item()} at step {step}; the last checkpoint is kept")
-        value.backward()
-        average_gradients(parameters, ctx.workers)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        opt.step()
-        opt.zero_grad(set_to_none=False)
+        update(value, opt, parameters, ctx.workers)
         if ema:
-            decay = min(ema, (1 + step) / (10 + step))
-            for k, v in model.state_dict().items():
-                shadow[k].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[k].copy_(v)
+            follow(shadow, model, min(ema, (1 + step) / (10 + step)))
         history.append(value.item())
         if step % 20 == 0:
             bar.set_postfix(loss=f"{sum(history[-50:]) / len(history[-50:]):.4f}")
