@@ -13,6 +13,9 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from erasebench import diffusion
+from erasebench.types import Concept, Prompt, Verdict
+
 REPO = Path(__file__).parents[1]
 
 
@@ -100,33 +103,67 @@ def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path, method)
     assert record["steps"]["erase"]["changed_tensors"] == 32
 
 
+CHURCH = Concept(name="church", phrases=("church",), anchor="field")
+PROMPTS = [
+    Prompt(id="0", text="a photo of a church", seed=0, concept="church"),
+    Prompt(id="1", text="church " * 100, seed=1, concept="church"),  # more tokens than fit
+]
+DRAWN = {"steps": 1, "height": 64, "width": 64, "batch_size": 2}
+
+
+class Blind:
+    """A judge that never sees the concept."""
+
+    name = "blind"
+
+    def check(self, concepts):
+        pass
+
+    def __call__(self, images, concepts):
+        return [Verdict(present=False, score=0.1, label="") for _ in images]
+
+
+@pytest.mark.slow
+def test_the_other_attacks_run_at_its_shape_and_length(sd14, tmp_path):
+    """Text encoder, controls and static sets: 77 rows of 768, all 75 free tokens, and a prompt that does not fit."""
+    from attacks.best_of_n import BestOfN
+    from attacks.pairs import TextPairs
+    from attacks.prompt_set import PromptSet
+    from attacks.random_prefix import RandomPrefix
+    from attacks.reseed import Reseed
+    from attacks.ringabell import RingABell
+    from attacks.ringabell_soft import RingABellSoft
+
+    pipe = diffusion.load(sd14, dtype="float32")
+    vector = TextPairs(pairs=(("a {}", "a field"), ("an old {}", "an old field")))
+
+    def attack(made):
+        return made.attack(pipe, pipe, PROMPTS, CHURCH, Blind())
+
+    for tokens in (16, 38, 75):  # the paper's K; its 77 are 75 free tokens between start and end
+        found = attack(RingABell(vector=vector, tokens=tokens, population=4, generations=2))
+        assert [p.info["tokens"] for p in found] == [tokens] * 2 and all(p.text for p in found)
+        assert found[0].info["fitness"] <= found[0].info["fitness_start"] * 2
+    assert all(p.embeds.shape == (77, 768) for p in attack(RingABellSoft(vector=vector)))
+    for control in (RandomPrefix, Reseed, BestOfN):
+        found = attack(control(queries=2, **DRAWN))
+        assert [p.info["queries"] for p in found] == [2, 2] and [p.source_id for p in found] == ["0", "1"]
+    (tmp_path / "set.csv").write_text(f"prompt\n{PROMPTS[0].text}\n{PROMPTS[1].text}\n", encoding="utf-8")
+    read = PromptSet(name="mine", path=str(tmp_path / "set.csv"), source="here", seed=None)
+    assert [p.info["truncated"] for p in attack(read)] == [False, True]
+
+
 @pytest.mark.slow
 def test_white_box_attacks_run_at_its_shape_length_and_dtype(sd14):
     """Float16 weights run as float32 on a CPU; 77 tokens, 49,406 candidates, PNDM; the gradient is there and finite."""
     from attacks.inverse_edit import InverseEdit
     from attacks.p4d import P4D, P4DOriginal
     from attacks.unlearndiffatk import UnlearnDiffAtk
-    from erasebench import diffusion
-    from erasebench.types import Concept, Prompt, Verdict
     from methods.uce import UCE
 
-    class Blind:
-        name = "blind"
-
-        def check(self, concepts):
-            pass
-
-        def __call__(self, images, concepts):
-            return [Verdict(present=False, score=0.1, label="") for _ in images]
-
-    concept = Concept(name="church", phrases=("church",), anchor="field")
+    concept, prompts, drawn = CHURCH, PROMPTS, DRAWN
     pipe = diffusion.load(sd14, dtype="float32")
     erased = UCE().erase(pipe, concept)
-    prompts = [
-        Prompt(id="0", text="a photo of a church", seed=0, concept="church"),
-        Prompt(id="1", text="church " * 100, seed=1, concept="church"),
-    ]
-    drawn = {"steps": 1, "height": 64, "width": 64, "batch_size": 2}
     grid = {**drawn, "timesteps": [500], "iterations": 2}
     random = {**drawn, "iterations": 2, "query_every": 2}
     for attack, kept in (
