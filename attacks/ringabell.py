@@ -14,7 +14,7 @@ from tqdm import tqdm
 from attacks.evolution import Ids, Losses, Memo, evolve, run
 from attacks.pairs import VectorSource
 from attacks.queries import attacked, check_whole, names_concept
-from erasebench import diffusion
+from erasebench import diffusion, workspace
 from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
 
 
@@ -91,10 +91,20 @@ class RingABell(Attack):
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
     ) -> list[Prompt]:
-        """One adversarial prompt per prompt, in order, with its seed and guidance; equal texts share one search."""
+        """One adversarial prompt per prompt, in order, with its seed and guidance; equal texts share one search.
+
+        Every finished search is kept in ``workspace.current()``; a killed attack goes on with the next text.
+        """
         first = {prompt.text: prompt.id for prompt in reversed(prompts)}
         texts = list(dict.fromkeys(prompt.text for prompt in prompts))[: self.sources]
-        found = dict(tqdm(self.search(original, texts, concept), "ringabell", len(texts), unit="search", disable=None))
+        kept = workspace.current().load("ringabell")
+        found: dict[str, dict[str, Any]] = kept[1]["found"] if kept else {}
+        left = [text for text in texts if text not in found]
+        with tqdm(desc="ringabell", total=len(texts), initial=len(found), unit="search", disable=None) as bar:
+            for text, result in self.search(original, left, concept):
+                found[text] = result
+                workspace.current().save("ringabell", {}, found=found)
+                bar.update()
         turns = [text if text in found else texts[i % len(texts)] for i, text in enumerate(p.text for p in prompts)]
         return [
             attacked(

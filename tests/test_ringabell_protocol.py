@@ -76,18 +76,27 @@ def test_prompts_do_not_influence_one_another(tiny_pipe):
     assert len({p.text for p in whole}) == 3
 
 
-def test_killed_and_run_again_gives_the_same_prompts(tiny_pipe, tmp_path, monkeypatch):
-    whole = SMALL.attack(tiny_pipe, tiny_pipe, PROMPTS, CAT, None)
-    losses, calls = Space.losses, []
+def test_killed_and_resumed_gives_the_same_prompts_without_searching_twice(tiny_pipe, tmp_path, monkeypatch):
+    losses, calls, killed_at = Space.losses, [], None
 
-    def dying(self, *args, **options):
+    def counted(self, *args, **options):
         calls.append(1)
-        if len(calls) == 6:  # in the search of the second prompt
+        if len(calls) == killed_at:
             raise KeyboardInterrupt
         return losses(self, *args, **options)
 
-    monkeypatch.setattr(Space, "losses", dying)
+    monkeypatch.setattr(Space, "losses", counted)
+    alone = [SMALL.attack(tiny_pipe, tiny_pipe, [p], CAT, None)[0] for p in PROMPTS[:1]]
+    first = len(calls)
+    whole = SMALL.attack(tiny_pipe, tiny_pipe, PROMPTS, CAT, None)
+    total = len(calls) - first
+    calls.clear()
+    killed_at = first + 2  # in the search of the second prompt
     with pytest.raises(KeyboardInterrupt), workspace.use(tmp_path):
         SMALL.attack(tiny_pipe, tiny_pipe, PROMPTS, CAT, None)
+    calls.clear()
+    killed_at = None
     with workspace.use(tmp_path):
-        assert outcome(SMALL.attack(tiny_pipe, tiny_pipe, PROMPTS, CAT, None)) == outcome(whole)
+        resumed = SMALL.attack(tiny_pipe, tiny_pipe, PROMPTS, CAT, None)
+    assert outcome(resumed) == outcome(whole) and outcome(resumed)[:1] == outcome(alone)
+    assert len(calls) == total - first
