@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,6 +70,17 @@ def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """Token ids as the string that a user would type."""
     return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+
+def shortened(tokenizer: Any, text: str, fits: Callable[[int], bool]) -> str:
+    """The text itself if ``fits(number of its own tokens)``, else what is left when enough of its last are taken."""
+    ids = prompt_tokens(tokenizer, text)
+    count = len(ids)
+    while not fits(count):
+        ids = ids[:-1]
+        text = decode(tokenizer, ids)
+        count = len(prompt_tokens(tokenizer, text))
+    return text
 
 
 def check_pipeline(pipe: Pipeline, latest: int) -> None:

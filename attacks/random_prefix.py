@@ -10,7 +10,7 @@ import numpy as np
 from attacks import denoising
 from attacks.controls import Candidate, Control
 from attacks.queries import check_whole, names_concept
-from erasebench.types import Concept, Pipeline, Prompt
+from erasebench.types import Concept, Judge, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class RandomPrefix(Control):
     The random attacker of UnlearnDiffAtk's repository (arXiv 2310.11868), which tries 40 prefixes: the same form of
     text, the same number of images, no gradient. Tokens are drawn evenly from every id that is not special. The decoded
     string is the attack; ``retokenised_equal`` says whether the tokenizer gives the drawn ids and the prompt's own
-    again, ``truncated`` whether the end of the prompt is pushed out of the encoder, and ``names_concept`` whether the
-    prefix happens to say one of the concept's phrases.
+    again, and ``names_concept`` whether the prefix happens to say one of the concept's phrases. A prompt too long for k
+    more tokens is cut at its end before the plain query too, as UnlearnDiffAtk does; ``truncated`` says so.
 
     Args:
         tokens: k; UnlearnDiffAtk uses 5 for nudity and 3 for objects and styles.
@@ -40,22 +40,32 @@ class RandomPrefix(Control):
         super().__post_init__()
         check_whole("tokens", self.tokens, 1, "UnlearnDiffAtk uses 3 and 5")
 
+    def attack(
+        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
+    ) -> list[Prompt]:
+        """As :meth:`attacks.controls.Control.attack`, on prompts that leave room for k tokens."""
+        room = pipe.tokenizer.model_max_length - 2
+        if self.tokens > room:
+            raise ValueError(f"tokens must be <= {room}, what fits between start and end of text; got {self.tokens}")
+        fits = lambda n: n + self.tokens <= room  # noqa: E731
+        texts = [denoising.shortened(pipe.tokenizer, prompt.text, fits) for prompt in prompts]
+        fitted = [prompt.with_(text=text) for prompt, text in zip(prompts, texts, strict=True)]
+        found = super().attack(pipe, original, fitted, concept, judge)
+        cut = [prompt.text != text for prompt, text in zip(prompts, texts, strict=True)]
+        return [prompt.with_(info={**prompt.info, "truncated": c}) for prompt, c in zip(found, cut, strict=True)]
+
     def candidates(self, pipe: Pipeline, prompts: Sequence[Prompt], concept: Concept) -> Candidate:
         """The prompt behind tokens of its own for each query, with its own noise."""
         tokenizer = pipe.tokenizer
-        room = tokenizer.model_max_length - 2
-        if self.tokens > room:
-            raise ValueError(f"tokens must be <= {room}, what fits between start and end of text; got {self.tokens}")
         allowed = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
 
         def candidate(prompt: Prompt, query: int) -> Prompt:
             ids = self.draw(allowed, prompt, query)
             prefix = denoising.decode(tokenizer, ids).strip()
             text = f"{prefix} {prompt.text}"
-            found = denoising.prompt_tokens(tokenizer, text)
             info = {
-                "retokenised_equal": found == ids + denoising.prompt_tokens(tokenizer, prompt.text),
-                "truncated": len(found) > room,
+                "retokenised_equal": denoising.prompt_tokens(tokenizer, text)
+                == ids + denoising.prompt_tokens(tokenizer, prompt.text),
                 "names_concept": names_concept(prefix, concept),
             }
             return prompt.with_(text=text, info=info)

@@ -113,12 +113,10 @@ class TokenSearch(Querying, Attack):
         room = pipe.tokenizer.model_max_length - 2
         if len(self.places(0, concept)) > room:
             raise ValueError(f"tokens must be <= {room}, what fits a prompt; got {len(self.places(0, concept))}")
-        ids = denoising.prompt_tokens(pipe.tokenizer, prompt.text)
-        text, fits = prompt.text, len(ids)
-        while self.keeps_prompt() and fits + len(self.places(fits, concept)) > room:
-            ids = ids[:-1]
-            text = denoising.decode(pipe.tokenizer, ids)
-            fits = len(denoising.prompt_tokens(pipe.tokenizer, text))
+        if not self.keeps_prompt():
+            return prompt, False
+        fits = lambda n: n + len(self.places(n, concept)) <= room  # noqa: E731
+        text = denoising.shortened(pipe.tokenizer, prompt.text, fits)
         return prompt.with_(text=text), text != prompt.text
 
     def _open(self, models: Models, shortened: Sequence[bool]) -> tuple[Records, dict[int, Tensor]]:

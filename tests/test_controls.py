@@ -183,13 +183,16 @@ def test_random_prefixes_are_k_tokens_and_what_is_said_of_them_is_true(pipe64):
     given = [*prompts(4), Prompt(id="long", text="x" * 74, seed=9)]
     found = attack(control, pipe64, Judge(threshold=2), given)
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    changed = [(p, plain) for p, plain in zip(found, given, strict=True) if p.text != plain.text]
+    *short, long = zip(found, given, strict=True)
+    changed = [(p, plain) for p, plain in short if p.text != plain.text]
     assert changed
     for prompt, plain in changed:
-        assert prompt.text.endswith(f" {plain.text}") and prompt.seed == plain.seed
-        assert prompt.info["truncated"] == (len(ids(prompt.text)) > 75)
+        assert prompt.text.endswith(f" {plain.text}") and prompt.seed == plain.seed and not prompt.info["truncated"]
         if prompt.info["retokenised_equal"]:
             assert len(ids(prompt.text)) == 4 + len(ids(plain.text))
+    assert long[0].info["truncated"] and not long[0].text.endswith(long[1].text)
+    cut = attack(RandomPrefix(tokens=4, queries=1, steps=1), pipe64, Judge(threshold=2), given)[-1]
+    assert long[1].text.startswith(cut.text) and len(ids(cut.text)) <= 71  # the plain query is of the cut text too
     allowed = np.arange(50)
     drawn = np.array([control.draw(allowed, Prompt(id="0", text=str(i)), 1) for i in range(500)])
     assert drawn.shape == (500, 4) and set(drawn.ravel()) == set(range(50))  # every token, none twice as likely
