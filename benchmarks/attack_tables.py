@@ -229,7 +229,7 @@ def attacks(found: Sequence[Cell]) -> list[list[str]]:
 
 def attack_matrix(found: Sequence[Cell]) -> list[list[str]]:
     """Concepts x attacks as rows, methods as columns; bold: shown to be better than the best control."""
-    columns = list(dict.fromkeys(method_name(c.names) for c in found))
+    columns = sorted(dict.fromkeys(method_name(c.names) for c in found), key=lambda name: name != "none")
     lines = [["concept", "attack", *columns]]
     at: dict[tuple[str, str], dict[str, str]] = {}
     for cell in sorted(found, key=lambda c: (c.place[:2], c.order)):

@@ -121,6 +121,7 @@ def test_an_adaptive_attack_below_the_plain_prompts_is_an_error():
     assert names(cell(two_prompts_below, access="model")) == ["adaptive_below_static"]
     equal = {"target": (0.3, 0.98), "attack": (0.3, 0.9)}
     assert names(cell(equal, access="model")) == ["attack_no_better"]
+    assert names(cell(equal, access="queries", attack="reseed")) == []  # a control that finds nothing is no doubt
     nothing_erased = {"target": (0.98, 0.98), "attack": (0.9, 0.9)}
     assert names(cell(nothing_erased, access="model", method="none")) == ["adaptive_below_static"]
     assert names(cell(nothing_erased, access="text_encoder", method="none")) == []
