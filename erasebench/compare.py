@@ -18,7 +18,7 @@ from PIL import Image
 from erasebench.contact_sheet import contact_sheet
 from erasebench.files import replacing
 from erasebench.run import build, image_set
-from erasebench.types import ImageSet
+from erasebench.types import Concept, ImageSet, joint
 
 USAGE = (
     "usage: python -m erasebench.compare concept=NAME [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "
@@ -62,14 +62,17 @@ def compare(
             if record["identity"][part] != first["identity"][part] or record["model_hash"] != first["model_hash"]:
                 raise ValueError(f"{name} must have the {part} config of {next(iter(records))}; leave one of them out")
     config = first["config"]
-    prompts = [p for p in build(config["prompts"]).prompts(build(config["concept"])) if p.group != "coco"]
+    nodes = [config["concept"], *config["also"]]
+    concepts: list[Concept] = [build(node) for node in nodes]
+    erased = joint(concepts) if len(concepts) > 1 else concepts[0]
+    prompts = [p for p in build(config["prompts"]).prompts(erased) if p.group != "coco"]
 
     def images(weights: str) -> ImageSet:
         return image_set(root, weights, config["model"], prompts)
 
     columns = {"original": images(first["model_hash"])}
     columns |= {name: images(r["steps"]["erase"]["key"]) for name, r in records.items() if name != "none"}
-    blur = config["model"]["blur_unsafe"] and config["concept"].get("kind") == "unsafe"
+    blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in nodes)
     title = f"{concept}: original and erased models, same prompts and noise"
     return contact_sheet(columns, title=title, per_group=per_group, blur=blur, tile=tile)
 

@@ -7,6 +7,7 @@ from PIL import Image
 from erasebench import compare
 from erasebench.run import build, image_set
 from erasebench.store import write_shard
+from erasebench.types import joint
 
 PROMPTS = {
     "_target_": "erasebench.prompts.TemplatePrompts", "templates": ["a {object}"], "objects": ["cat", "dog"],
@@ -20,15 +21,19 @@ MODEL = {
 }  # fmt: skip
 
 
-def run_of(root, method, colour, **changes):
-    config = {"model": MODEL, "concept": CONCEPT, "prompts": PROMPTS} | changes
+def run_of(root, method, colour, stripes=1, **changes):
+    config = {"model": MODEL, "concept": CONCEPT, "also": [], "prompts": PROMPTS} | changes
     folder = root / "runs" / "emoji" / "cat" / method / "none" / "seed0"
     folder.mkdir(parents=True)
     record = {"identity": config, "config": config, "model_hash": "m", "steps": {"erase": {"key": method}}}
     (folder / "run.json").write_text(json.dumps(record))
     for weights, shade in (("m", 200), (method, colour)):
-        images = image_set(root, weights, MODEL, build(config["prompts"]).prompts(build(config["concept"])))
-        picture = Image.fromarray(np.full((64, 64, 3), shade, np.uint8))
+        concepts = [build(node) for node in (config["concept"], *config["also"])]
+        concept = joint(concepts) if len(concepts) > 1 else concepts[0]
+        images = image_set(root, weights, MODEL, build(config["prompts"]).prompts(concept))
+        pixels = np.full((64, 64, 3), shade, np.uint8)
+        pixels[::2] //= stripes  # which blurring takes away
+        picture = Image.fromarray(pixels)
         write_shard(images.folder, 0, [(p.digest(), picture, "ok") for p in images.prompts])
 
 
@@ -55,6 +60,16 @@ def test_the_command_writes_a_picture_or_says_what_is_wrong(tmp_path, capsys):
     ):
         assert compare.main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_all_erased_concepts_decide_on_prompts_and_blur(tmp_path):
+    spread = {}
+    for kind in ("object", "unsafe"):
+        other = CONCEPT | {"name": "gun", "phrases": ["gun"], "kind": kind}
+        run_of(tmp_path / kind, "uce", 100, stripes=2, also=[other], model=MODEL | {"blur_unsafe": True})
+        page = np.asarray(compare.compare(tmp_path / kind, "cat", tile=64), float)
+        spread[kind] = page[-60:-30, 350:370].std()
+    assert spread["unsafe"] < spread["object"] / 4
 
 
 def test_runs_on_other_prompts_do_not_stand_side_by_side(tmp_path):
