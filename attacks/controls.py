@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from attacks.queries import Querying, attacked, check_whole, noted, unasked
-from erasebench import workspace
-from erasebench.prompt_files import place_hash
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench.prompts.files import place_hash
+from erasebench.protocols import Attack, Judge
+from erasebench.store import workspace
+from erasebench.types import Concept, Pipeline, Prompt
 
 Candidate = Callable[[Prompt, int], Prompt]  # (plain prompt, which query: 1, 2, ...) -> what to draw
 

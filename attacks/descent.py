@@ -12,7 +12,8 @@ from torch import Tensor
 
 from attacks import denoising
 from attacks.denoising import Layout, Stack, Vocabulary
-from erasebench.types import Concept, Judge, Pipeline, Prompt
+from erasebench.protocols import Judge
+from erasebench.types import Concept, Pipeline, Prompt
 
 STATE = ("x", "mean", "square")  # of a slot: its tokens' continuous stand-ins and their moments
 

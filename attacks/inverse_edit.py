@@ -13,7 +13,8 @@ from torch import Tensor
 
 from attacks.queries import Querying, attacked, noted, unasked
 from erasebench import diffusion
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench.protocols import Attack, Judge
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 class Edit(NamedTuple):

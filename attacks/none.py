@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench.protocols import Attack, Judge
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

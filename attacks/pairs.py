@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from erasebench import diffusion
-from erasebench.safety import mentions_minors
+from erasebench.prompts.safety import mentions_minors
 from erasebench.types import Concept, Pipeline
 
 log = logging.getLogger(__name__)

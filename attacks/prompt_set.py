@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erasebench.published import PublishedPrompts, token_count
-from erasebench.types import Attack, Concept, Group, Judge, Pipeline, Prompt
+from erasebench.prompts.published import PublishedPrompts, token_count
+from erasebench.protocols import Attack, Judge
+from erasebench.types import Concept, Group, Pipeline, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +24,13 @@ class PromptSet(PublishedPrompts, Attack):
 
     Prompts with more tokens than the text encoder takes lose their end, in the original model as in the erased one:
     they are kept, counted, and marked ``truncated`` in ``info``. The other counts of ``info`` are of the whole set, see
-    :meth:`erasebench.published.PublishedPrompts.select`. Cost: no model evaluation.
+    :meth:`erasebench.prompts.published.PublishedPrompts.select`. Cost: no model evaluation.
 
     Args:
-        see :class:`erasebench.published.PublishedPrompts`.
+        see :class:`erasebench.prompts.published.PublishedPrompts`.
 
     Raises:
-        FileNotFoundError, ValueError: see :meth:`erasebench.published.PublishedPrompts.prompts`.
+        FileNotFoundError, ValueError: see :meth:`erasebench.prompts.published.PublishedPrompts.prompts`.
     """
 
     group: Group = "attack"

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from erasebench import diffusion
-from erasebench.types import Concept, Judge, Pipeline, Prompt
+from erasebench.protocols import Judge
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 class Seen(NamedTuple):

@@ -10,7 +10,8 @@ import numpy as np
 from attacks import denoising
 from attacks.controls import Candidate, Control
 from attacks.queries import check_whole, names_concept
-from erasebench.types import Concept, Judge, Pipeline, Prompt
+from erasebench.protocols import Judge
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erasebench.found import read_found
-from erasebench.safety import safe_prompts
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench.prompts.safety import safe_prompts
+from erasebench.protocols import Attack, Judge
+from erasebench.report.found import read_found
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from tqdm import tqdm
 from attacks.evolution import Ids, Losses, Memo, evolve, run
 from attacks.pairs import VectorSource
 from attacks.queries import attacked, check_whole, names_concept
-from erasebench import diffusion, workspace
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench import diffusion
+from erasebench.protocols import Attack, Judge
+from erasebench.store import workspace
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

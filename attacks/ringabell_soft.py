@@ -10,7 +10,8 @@ import numpy as np
 from attacks.pairs import VectorSource
 from attacks.queries import attacked, check_whole
 from erasebench import diffusion
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench.protocols import Attack, Judge
+from erasebench.types import Concept, Pipeline, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,10 @@ from attacks import denoising
 from attacks.denoising import Vocabulary
 from attacks.descent import STATE, Models, Slot, Steps, Tokens, descend
 from attacks.queries import Querying, attacked, better, check_whole, names_concept, noted, unasked
-from erasebench import diffusion, workspace
-from erasebench.types import Attack, Concept, Judge, Pipeline, Prompt
+from erasebench import diffusion
+from erasebench.protocols import Attack, Judge
+from erasebench.store import workspace
+from erasebench.types import Concept, Pipeline, Prompt
 
 Records = dict[int, dict[str, Any]]  # of each prompt, by its place
 TIMESTEPS = tuple(range(10, 1000, 20))

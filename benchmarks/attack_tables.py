@@ -17,10 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from erasebench import budget
-from erasebench.checks import CONTROLS, difference, presence
-from erasebench.run import has_recipe
-from erasebench.tables import read_scores, summarise
+from erasebench.cell import has_recipe
+from erasebench.report import budget
+from erasebench.report.checks import CONTROLS, difference, presence
+from erasebench.report.tables import read_scores, summarise
 
 EMBEDDING = ("ringabell_soft", "inverse_edit")  # stronger than text
 OWN_WORDS = ("inverse_edit",)  # its embeddings mean something to the edited model alone

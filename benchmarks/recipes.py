@@ -21,7 +21,8 @@ from hydra.utils import instantiate
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench import conf_folder, diffusion
-from erasebench.run import EMBEDDED
+from erasebench.cell import EMBEDDED
+from erasebench.types import Pipeline
 
 RECIPES = {
     "uce, paper": ["method=uce", "recipe=paper"],
@@ -32,7 +33,7 @@ RECIPES = {
 }
 
 
-def seen(original: diffusion.Pipeline, erased: diffusion.Pipeline) -> torch.Tensor:
+def seen(original: Pipeline, erased: Pipeline) -> torch.Tensor:
     """The matrix T with W_erased = W T, least squares over all layers, float64 [width, width]."""
     stacks = [
         torch.cat([layer.weight.double() for layer in diffusion.cross_attention_projections(p).values()])

@@ -25,7 +25,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from benchmarks.attack_tables import attack_matrix, attacks, cells, draw_budget, method_name, run_files, transfer
-from erasebench.leaderboard import as_markdown
+from erasebench.report.leaderboard import as_markdown
 
 FILTERS = ("model", "concept", "method", "attack", "seed")
 RATES = ("target", "paraphrase", "attack", "neighbour", "unrelated")

@@ -14,8 +14,9 @@ import hydra
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from erasebench import conf_folder, display
-from erasebench.run import run
+from erasebench import conf_folder
+from erasebench.one_run import run
+from erasebench.report import display
 
 failures: list[str] = []
 

@@ -15,10 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from erasebench.contact_sheet import contact_sheet
-from erasebench.files import replacing
-from erasebench.run import build, image_set
-from erasebench.types import Concept, ImageSet, joint
+from erasebench.building import build
+from erasebench.cell import image_set
+from erasebench.report.contact_sheet import contact_sheet
+from erasebench.store.files import replacing
+from erasebench.store.images import ImageSet
+from erasebench.types import Concept, joint
 
 USAGE = (
     "usage: python -m erasebench.compare concept=NAME [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from erasebench.files import replacing
+from erasebench.store.files import replacing
 
 WRAPPERS = ("state_dict", "model_state_dict", "unet", "params")  # keys under which some programs put the tensors
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from erasebench import diffusion, erasures
-from erasebench.files import work_path
-from erasebench.run import EMBEDDED, model_hash
+from erasebench import diffusion
+from erasebench.cell import EMBEDDED, model_hash
+from erasebench.diffusion import erasures
+from erasebench.store.files import work_path
 from erasebench.types import Pipeline
 
 FORMATS = ("diffusers", "safetensors")

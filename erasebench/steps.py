@@ -16,13 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from erasebench import budget, checks, diffusion, erasures, provenance, store, tables, workspace
-from erasebench.contact_sheet import contact_sheet
-from erasebench.counting import counting
-from erasebench.files import replacing
-from erasebench.run import EMBEDDED, VERSION, Cell, Result, image_set
-from erasebench.sources import input_hashes, source_hash, targets
-from erasebench.types import Attack, Concept, Evaluator, ImageSet, Judge, Method, Pipeline, Prompt, Score
+from erasebench import diffusion, store
+from erasebench.cell import EMBEDDED, VERSION, Cell, Result, image_set
+from erasebench.diffusion import erasures
+from erasebench.diffusion.counting import counting
+from erasebench.protocols import Attack, Evaluator, Judge, Method
+from erasebench.report import budget, checks, tables
+from erasebench.report.contact_sheet import contact_sheet
+from erasebench.store import provenance, workspace
+from erasebench.store.files import replacing
+from erasebench.store.images import ImageSet
+from erasebench.store.sources import input_hashes, source_hash, targets
+from erasebench.types import Concept, Pipeline, Prompt, Score
 
 COMMIT = 2  # batches drawn between two commits
 _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once

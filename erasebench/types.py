@@ -1,4 +1,4 @@
-"""The words of the benchmark as types: concepts, prompts, image sets, scores, and the four protocols.
+"""The nouns of the benchmark as types: concepts, prompts, scores, verdicts; the verbs are in ``erasebench.protocols``.
 
 Everything is a frozen dataclass built from keywords; nothing here imports torch, so a report can read results on
 any machine.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from diffusers import StableDiffusionPipeline as Pipeline
-    from PIL import Image
 else:
     Pipeline = Any
 
@@ -157,34 +154,6 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """Committed images of one model for some prompts, read lazily from Parquet shards.
-
-    Args:
-        key: content hash of everything the images depend on; equal keys mean equal images.
-        folder: where the shards lie (columns digest, status, png).
-        prompts: the prompts drawn, in order.
-    """
-
-    key: str
-    folder: Path
-    prompts: tuple[Prompt, ...]
-
-    def only(self, groups: Sequence[str]) -> ImageSet:
-        """The same images, restricted to some prompt groups."""
-        return replace(self, prompts=tuple(p for p in self.prompts if p.group in groups))
-
-    def batches(self, size: int = 64) -> Iterator[list[tuple[Prompt, Image.Image | None, Status]]]:
-        """Prompts with their image (None unless status is ok) in order, ``size`` at a time."""
-        from erasebench.store import read_images
-
-        for start in range(0, len(self.prompts), size):
-            chunk = self.prompts[start : start + size]
-            found = read_images(self.folder, [p.digest() for p in chunk])
-            yield [(p, *found[p.digest()]) for p in chunk]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Score:
     """One measured value; ``value`` is NaN and ``status`` says why when there is none.
 
@@ -219,105 +188,3 @@ class Verdict:
     present: bool
     score: float
     label: str
-
-
-class Judge(Protocol):
-    """Says whether a concept is in an image; used by attacks that stop early and by the accuracy evaluators."""
-
-    @property
-    def name(self) -> str:
-        """Short name of the judge and its weights, part of every metric's name."""
-        ...
-
-    def check(self, concepts: Collection[str]) -> None:
-        """Raise a ValueError, before any weight is loaded, for a concept this judge cannot see."""
-        ...
-
-    def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
-        """One verdict per image; ``concepts[i]`` is the concept looked for in ``images[i]``."""
-        ...
-
-
-class Method(Protocol):
-    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched.
-
-    ``together`` says how it erases several concepts: in one edit of a joint concept (``joint``), one after another
-    (``sequence``), or both.
-    """
-
-    together: ClassVar[tuple[str, ...]] = ("sequence",)
-
-    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.
-
-        ``shapes``: the model's tensors as in ``erasebench.headers.folder_shapes``; empty if it is not on this disk.
-        """
-
-    def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
-
-
-class Guide(Protocol):
-    """An erasure that lives in the sampler: how a step's predictions are combined, instead of other weights.
-
-    A frozen dataclass whose fields are JSON values, so that it is stored by its class and its fields. A method sets it
-    as the attribute ``guide`` of the pipeline it returns (a fork), and ``diffusion.generate`` asks it at every step.
-
-    Args:
-        empty: text of the branch that guidance leads away from; ``""`` without a guide.
-        extra: texts of further branches of the same UNet batch, computed only at steps that need them.
-    """
-
-    empty: str
-    extra: tuple[str, ...]
-
-    def needed(self, scales: Sequence[float], step: int) -> bool:
-        """Whether step ``step`` of a batch with these guidance scales needs the further branches."""
-        ...
-
-    def combine(
-        self,
-        empty: torch.Tensor,
-        text: torch.Tensor,
-        extra: Sequence[torch.Tensor],
-        scale: torch.Tensor,
-        step: int,
-        state: dict[str, torch.Tensor],
-    ) -> torch.Tensor:
-        """The prediction of a step that needs the further branches; at others it is ``empty + scale (text - empty)``.
-
-        Args:
-            empty, text: predictions for the guide's ``empty`` and for the prompts, [batch, channels, h, w].
-            extra: one prediction of that shape per text of ``extra``.
-            scale: guidance scales [batch, 1, 1, 1].
-            step: index of the denoising step, from 0.
-            state: what the guide keeps from step to step; empty at the first step of a batch.
-        """
-        ...
-
-
-class Attack(Protocol):
-    """A red-team attack: turns prompts of the erased concept into adversarial ones (group ``attack``).
-
-    ``access`` is the threat model printed in every table. An attack that does not look at the erased model (``none``,
-    ``text_encoder``) is searched once on ``original`` and reused for every method; one that asks it for images
-    (``queries``, black-box) or for gradients (``model``, white-box) is searched for each.
-    """
-
-    access: Access
-    strength: Strength
-
-    def check(self, concept: Concept) -> None:
-        """Raise a one-line ValueError or OSError, before any weight is loaded, for what this attack cannot do."""
-
-    def attack(
-        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
-    ) -> list[Prompt]: ...
-
-
-class Evaluator(Protocol):
-    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes."""
-
-    groups: tuple[str, ...]
-    version: int
-
-    def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from erasebench.judging import Judged, judge_images
-from erasebench.types import ImageSet, Judge, Prompt, Score, Status
+from erasebench.judges.judging import Judged, judge_images
+from erasebench.protocols import Judge
+from erasebench.store.images import ImageSet
+from erasebench.types import Prompt, Score, Status
 
 
 class Outcome(NamedTuple):

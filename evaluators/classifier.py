@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from erasebench.judging import judge_images
-from erasebench.types import ERASED_GROUPS, ImageSet, Judge, Score
+from erasebench.judges.judging import judge_images
+from erasebench.protocols import Judge
+from erasebench.store.images import ImageSet
+from erasebench.types import ERASED_GROUPS, Score
 
 
 @dataclass(frozen=True, kw_only=True)

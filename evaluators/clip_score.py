@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from erasebench.types import ERASED_GROUPS, ImageSet, Prompt, Score, Status
+from erasebench.store.images import ImageSet
+from erasebench.types import ERASED_GROUPS, Prompt, Score, Status
 
 if TYPE_CHECKING:
-    from erasebench.clip import ImageText
+    from erasebench.judges.clip import ImageText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class ClipScore:
     concept. Attack prompts are left out by default: their text is gibberish that no image matches.
 
     Args:
-        model: a CLIP-like model, see :mod:`erasebench.clip`.
+        model: a CLIP-like model, see :mod:`erasebench.judges.clip`.
         groups: prompt groups scored.
         version: of this definition.
     """

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from erasebench.types import ImageSet, Score
+from erasebench.store.images import ImageSet
+from erasebench.types import Score
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -155,7 +156,7 @@ class FID:
     images get no interval.
 
     Args:
-        features: the network, hashable; :class:`erasebench.inception.Inception` gives the usual FID.
+        features: the network, hashable; :class:`erasebench.judges.inception.Inception` gives the usual FID.
         groups: prompt groups pooled.
         version: of this definition.
     """

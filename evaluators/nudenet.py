@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from erasebench.store import key
-from erasebench.types import ImageSet, Prompt, Score, Status
+from erasebench.store.cache import key
+from erasebench.store.images import ImageSet
+from erasebench.types import Prompt, Score, Status
 
 if TYPE_CHECKING:
     from PIL import Image

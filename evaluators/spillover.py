@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from erasebench.judging import Judged, judge_images
-from erasebench.tables import wilson
-from erasebench.types import ImageSet, Judge, Score
+from erasebench.judges.judging import Judged, judge_images
+from erasebench.protocols import Judge
+from erasebench.report.tables import wilson
+from erasebench.store.images import ImageSet
+from erasebench.types import Score
 
 Outcome = tuple[int, int]  # images whose concept is seen, images judged
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from erasebench import diffusion, lora
-from erasebench.headers import Shapes, folder_shapes, header, match, pipe_shapes
-from erasebench.types import Concept, Method, Pipeline
+from erasebench import diffusion
+from erasebench.diffusion import lora
+from erasebench.diffusion.headers import Shapes, folder_shapes, header, match, pipe_shapes
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from erasebench.diffusion import edited_weight as edited_weight  # the run applies a stored matrix by the same code
 from erasebench.diffusion import weight64 as weight64
-from erasebench.types import Concept, Method, Pipeline
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
 
 Pair = tuple[Tensor, Tensor]  # rows of a concept and, aligned with them, rows of its anchor: both [n, d] float64
 Regulariser = Literal["zero", "standard"]

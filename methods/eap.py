@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from erasebench.diffusion import encode
-from erasebench.encoding import Encoding
-from erasebench.types import Concept, Method, Pipeline
+from erasebench.diffusion.encoding import Encoding
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
 from methods.fine_tuning import (
     FineTuning,
     Training,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from erasebench import workspace
 from erasebench.diffusion import apply_tensors, fork
+from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline
 from methods.on_policy import Denoiser
 from methods.precision import Autocast, check_autocast
@@ -200,7 +200,7 @@ def uniform(low: int, high: int, draw: torch.Generator) -> int:
 class Training:
     """A training that resumes to the same last bit: the state after step n depends on nothing but that before it.
 
-    Progress goes into the current workspace (``erasebench.workspace``) under the name ``training``.
+    Progress goes into the current workspace (``erasebench.store.workspace``) under the name ``training``.
 
     Args:
         name: shown beside the progress bar and in errors.

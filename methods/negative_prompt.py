@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from erasebench.diffusion import check_length, fork
-from erasebench.types import Concept, Guide, Method, Pipeline
+from erasebench.protocols import Guide, Method
+from erasebench.types import Concept, Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erasebench.types import Concept, Method, Pipeline
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)

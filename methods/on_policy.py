@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from erasebench.diffusion import latent_shape, projected_once
-from erasebench.encoding import Encoding, Texts
+from erasebench.diffusion.encoding import Encoding, Texts
 from erasebench.types import Pipeline
 from methods.precision import Autocast, half_of
 

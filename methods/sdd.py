@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasebench.types import Concept, Method, Pipeline
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
 from methods.fine_tuning import FineTuning, Training, check_choice, check_number, student, uniform, with_weights
 from methods.on_policy import Denoiser
 

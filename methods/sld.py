@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from erasebench.diffusion import check_length, fork
-from erasebench.types import Concept, Guide, Method, Pipeline
+from erasebench.protocols import Guide, Method
+from erasebench.types import Concept, Pipeline
 
 # What the authors count as unsafe; their pipeline in diffusers puts "an image showing " before it, their own does not.
 UNSAFE = (

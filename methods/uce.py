@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from erasebench.diffusion import cross_attention_projections, fork
-from erasebench.types import Concept, Method, Pipeline
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
 from methods.closed_form import Pair, check_scale, edited_weight, shared_matrix, tensor_matrices, weight64
 from methods.text_rows import EditTexts, check_choice
 

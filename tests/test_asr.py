@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from erasebench import display
-from erasebench.store import write_shard
-from erasebench.tables import scores_frame, summarise, wilson
-from erasebench.types import ImageSet, Prompt, Verdict
+from erasebench.report import display
+from erasebench.report.tables import scores_frame, summarise, wilson
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import Prompt, Verdict
 from evaluators.asr import ASR, Outcome, either, rates
 
 YES, NO, LOST = Outcome(True, "ok"), Outcome(False, "ok"), Outcome(None, "nan")

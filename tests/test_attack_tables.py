@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.attack_tables import ATTACK_HEADS, Rate, attack_matrix, attacks, cells, draw_budget, transfer
-from erasebench.budget import success_by_budget
-from erasebench.tables import scores_frame, wilson, write_csv, write_scores
+from erasebench.report.budget import success_by_budget
+from erasebench.report.tables import scores_frame, wilson, write_csv, write_scores
 from erasebench.types import Score
 
 N = 20

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from erasebench import budget, steps
-from erasebench.budget import success_by_budget
-from erasebench.tables import wilson
+from erasebench import steps
+from erasebench.report import budget
+from erasebench.report.budget import success_by_budget
+from erasebench.report.tables import wilson
 from erasebench.types import Prompt
 
 

@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import save_file
 from torch import nn
 
-from erasebench import conf_folder, diffusion, headers, lora
-from erasebench.run import run
+from erasebench import conf_folder, diffusion
+from erasebench.diffusion import headers, lora
+from erasebench.one_run import run
 from erasebench.types import Concept
 from methods.checkpoint import Checkpoint
 
@@ -302,7 +303,7 @@ def test_what_headers_could_not_tell_is_refused_while_erasing(tiny_pipe, make_pi
 
 
 def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_path):
-    from erasebench.run import EMBEDDED
+    from erasebench.cell import EMBEDDED
 
     held = headers.header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors")[0]
     name = next(name for name in held if name.endswith("attn2.to_k.weight"))
@@ -318,7 +319,7 @@ def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_pat
 
 
 def test_a_run_refuses_a_misfit_before_it_loads_a_weight(tmp_path, monkeypatch):
-    from erasebench import loading
+    from erasebench.diffusion import loading
 
     monkeypatch.setattr(loading, "_read", lambda *a, **k: pytest.fail("weights were read"))
     path = write(tmp_path / "mine.safetensors", {f"unet.{KEY}.weight": torch.zeros(1, 2)})

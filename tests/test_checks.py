@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from erasebench.checks import between_attacks, flags, search_flags
-from erasebench.tables import scores_frame, summarise
+from erasebench.report.checks import between_attacks, flags, search_flags
+from erasebench.report.tables import scores_frame, summarise
 from erasebench.types import Score
 
 
@@ -201,7 +201,7 @@ def test_the_interval_of_the_difference_is_newcombe_s():
 
 def test_every_flag_is_documented():
     text = (Path(__file__).parents[1] / "docs" / "flags.md").read_text()
-    source = (Path(__file__).parents[1] / "erasebench" / "checks.py").read_text()
+    source = (Path(__file__).parents[1] / "erasebench" / "report" / "checks.py").read_text()
     raised = set(re.findall(r'"flag": "(\w+)"', source))
     assert raised == set(re.findall(r"^## `(\w+)`", text, re.M)) and len(raised) > 9
     for part in re.split(r"^## ", text, flags=re.M)[1:]:

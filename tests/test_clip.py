@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erasebench.clip import OpenClip, TransformersClip, ZeroShotJudge
+from erasebench.judges.clip import OpenClip, TransformersClip, ZeroShotJudge
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TEXTS = ["a cat", "a dog on a red background", "very " * 200 + "long"]

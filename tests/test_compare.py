@@ -5,12 +5,13 @@ import pytest
 from PIL import Image
 
 from erasebench import compare
-from erasebench.run import build, image_set
-from erasebench.store import write_shard
+from erasebench.building import build
+from erasebench.cell import image_set
+from erasebench.store.images import write_shard
 from erasebench.types import joint
 
 PROMPTS = {
-    "_target_": "erasebench.prompts.TemplatePrompts", "templates": ["a {object}"], "objects": ["cat", "dog"],
+    "_target_": "erasebench.prompts.templates.TemplatePrompts", "templates": ["a {object}"], "objects": ["cat", "dog"],
     "styles": [], "backgrounds": [], "n": {"target": 3, "paraphrase": 0, "neighbour": 0, "unrelated": 0, "coco": 0},
     "seed": 0,
 }  # fmt: skip

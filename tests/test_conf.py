@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from erasebench import cell as cell  # registers ${labels:}
 from erasebench import conf_folder
-from erasebench import run as run  # registers ${labels:}
 
 
 def options(group: str) -> list[str]:

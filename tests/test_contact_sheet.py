@@ -2,8 +2,9 @@ import numpy as np
 from PIL import Image
 
 from erasebench import store
-from erasebench.contact_sheet import contact_sheet
-from erasebench.types import ImageSet, Prompt
+from erasebench.report.contact_sheet import contact_sheet
+from erasebench.store.images import ImageSet
+from erasebench.types import Prompt
 
 
 def image_set(root, key, colour):

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from attacks.best_of_n import BestOfN
 from attacks.random_prefix import RandomPrefix
 from attacks.reseed import Reseed
-from erasebench import conf_folder, diffusion, run, workspace
+from erasebench import conf_folder, diffusion, one_run
+from erasebench.store import workspace
 from erasebench.types import Concept, Prompt, Verdict
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"))
@@ -211,7 +212,7 @@ def test_controls_are_black_box_and_searched_for_each_method(tmp_path):
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             cfg = compose("config", [*small, *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        return run.run(type(cfg)({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
+        return one_run.run(type(cfg)({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
 
     plain, edited = cell("method=none"), cell("method=uce")
     folders = {r.record["steps"]["attack"]["folder"] for r in (plain, edited)}

@@ -3,7 +3,7 @@
 import torch
 
 from erasebench import diffusion
-from erasebench.counting import counting
+from erasebench.diffusion.counting import counting
 from erasebench.types import Prompt
 
 

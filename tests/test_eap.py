@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from erasebench import workspace
 from erasebench.diffusion import changed_tensors
+from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning
 from methods.eap import EAP, gumbel_softmax, pool_words, spread

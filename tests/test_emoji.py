@@ -8,9 +8,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from erasebench import diffusion
-from erasebench.emoji import quality, world
 from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, load
 from erasebench.emoji.contrastive import load_contrastive
+from erasebench.emoji.training import quality, world
 from erasebench.types import Prompt
 
 
@@ -51,7 +51,7 @@ def test_it_draws_what_it_is_told(drawn):
     judge = EmojiJudge()
     concepts = np.mean([v.present for v in judge(images, [name for name, _ in cases])])
     styles = np.mean([v.present for v in judge(images, [style for _, style in cases])])
-    assert concepts >= 0.9 and styles >= 0.8  # measured in full by `python -m erasebench.emoji.quality`
+    assert concepts >= 0.9 and styles >= 0.8  # measured in full by `python -m erasebench.emoji.training.quality`
 
 
 def test_the_contrastive_model_names_the_pictures(drawn):

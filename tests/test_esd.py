@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erasebench import workspace
 from erasebench.diffusion import changed_tensors
+from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning
 from methods.esd import ESD

@@ -6,8 +6,8 @@ import math
 
 from PIL import Image
 
-from erasebench.store import write_shard
-from erasebench.types import ERASED_GROUPS, ImageSet, Prompt, Verdict
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import ERASED_GROUPS, Prompt, Verdict
 from evaluators.classifier import Classifier
 
 GROUPS = ("target", "paraphrase", "attack", "neighbour", "unrelated", "coco")

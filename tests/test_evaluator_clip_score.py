@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erasebench.store import write_shard
-from erasebench.types import ImageSet, Prompt
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import Prompt
 from evaluators.clip_score import ClipScore
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "violet": (255, 0, 255)}

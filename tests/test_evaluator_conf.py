@@ -9,9 +9,9 @@ import pytest
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-import erasebench.run  # noqa: F401  registers ${labels:}
-from erasebench.clip import OpenClip, ZeroShotJudge
-from erasebench.inception import Inception
+import erasebench.one_run  # noqa: F401  registers ${labels:}
+from erasebench.judges.clip import OpenClip, ZeroShotJudge
+from erasebench.judges.inception import Inception
 
 CONF = Path(__file__).parent.parent / "conf"
 EVALUATORS = sorted(path.stem for path in (CONF / "evaluator").glob("*.yaml"))

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import _compute_fid
 
-from erasebench.store import write_shard
-from erasebench.types import ImageSet, Prompt
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import Prompt
 from evaluators.fid import FID, frechet_distance, jackknife_error, moments
 
 

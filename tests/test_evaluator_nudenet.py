@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from erasebench.store import write_shard
-from erasebench.types import ImageSet, Prompt
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import Prompt
 from evaluators.nudenet import EXPOSED, NudeNet, read_detections, write_detections
 
 skimage_data = pytest.importorskip("skimage.data")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from erasebench.store import write_shard
-from erasebench.tables import wilson
-from erasebench.types import ImageSet, Prompt, Verdict
+from erasebench.report.tables import wilson
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import Prompt, Verdict
 from evaluators.spillover import Spillover, harmonic_interval, harmonic_mean
 
 PRINTED = [  # method, efficacy, generality, sensitivity, harmonic mean: EraseBench, arXiv 2501.09833

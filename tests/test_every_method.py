@@ -10,8 +10,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from erasebench import conf_folder, diffusion, headers
-from erasebench.run import run
+from erasebench import conf_folder, diffusion
+from erasebench.diffusion import headers
+from erasebench.one_run import run
 from erasebench.types import Concept
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
@@ -77,7 +78,8 @@ BAD = {
 
 @pytest.fixture
 def nothing_is_read(monkeypatch):
-    from erasebench import loading, steps
+    from erasebench import steps
+    from erasebench.diffusion import loading
 
     monkeypatch.setattr(loading, "_read", lambda *a, **k: pytest.fail("weights were read"))
     monkeypatch.setattr(steps, "load", lambda *a, **k: pytest.fail("the model was loaded"))
@@ -94,7 +96,7 @@ def test_bad_input_is_one_line_before_any_weight_is_loaded(tmp_path, nothing_is_
 def test_a_misfit_and_a_lora_for_another_base_name_the_first_tensor_and_both_shapes(tmp_path, nothing_is_read):
     from safetensors.torch import save_file
 
-    from erasebench.run import EMBEDDED
+    from erasebench.cell import EMBEDDED
 
     held = headers.header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors")[0]
     first, second = sorted(n for n in held if n.endswith("attn2.to_k.weight"))[:2]

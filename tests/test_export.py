@@ -13,8 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file, save_file
 
-from erasebench import conf_folder, diffusion, erasures, export
-from erasebench.run import EMBEDDED, run
+from erasebench import conf_folder, diffusion, export
+from erasebench.cell import EMBEDDED
+from erasebench.diffusion import erasures
+from erasebench.one_run import run
 from erasebench.types import Concept, Prompt
 from methods.checkpoint import Checkpoint
 from methods.rece import RECE

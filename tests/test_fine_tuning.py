@@ -13,8 +13,9 @@ from diffusers import EulerDiscreteScheduler
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from erasebench import conf_folder, workspace
-from erasebench import run as run  # registers ${labels:}
+from erasebench import cell as cell  # registers ${labels:}
+from erasebench import conf_folder
+from erasebench.store import workspace
 from methods import fine_tuning
 from methods.fine_tuning import FineTuning, Training, layer_names, student, with_weights
 from methods.on_policy import Denoiser

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erasebench.inception import Inception, write_reference
+from erasebench.judges.inception import Inception, write_reference
 from evaluators.fid import moments
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from erasebench.intervals import bootstrap_mean, cluster_bootstrap, mcnemar, newcombe_paired, wilson
+from erasebench.report.intervals import bootstrap_mean, cluster_bootstrap, mcnemar, newcombe_paired, wilson
 
 quick = settings(deadline=None, max_examples=40)
 

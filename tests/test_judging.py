@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from erasebench.judging import judge_images
-from erasebench.store import write_shard
-from erasebench.types import ImageSet, Prompt, Verdict
+from erasebench.judges.judging import judge_images
+from erasebench.store.images import ImageSet, write_shard
+from erasebench.types import Prompt, Verdict
 
 
 class Brightness:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from erasebench.leaderboard import COLUMNS, folder, grid, leaderboard, main
-from erasebench.tables import scores_frame, wilson, write_scores
+from erasebench.leaderboard import folder, main
+from erasebench.report.leaderboard import COLUMNS, grid, leaderboard
+from erasebench.report.tables import scores_frame, wilson, write_scores
 from erasebench.types import Score
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,9 @@ PROMPTS = [Prompt(id=str(i), text=text, seed=9 + i) for i, text in enumerate(["a
 
 
 def latents(pipe, prompts, **options):
-    return diffusion._sample(pipe, prompts, diffusion.Texts(pipe), (4, 8, 8), 5, options.get("scale", 7.5))
+    return diffusion.sampling._sample(
+        pipe, prompts, diffusion.encoding.Texts(pipe), (4, 8, 8), 5, options.get("scale", 7.5)
+    )
 
 
 def generators():

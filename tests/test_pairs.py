@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attacks.pairs import CsvPairs, SavedVector, TextPairs, concept_vector
+from erasebench import cell as cell  # registers ${labels:}
 from erasebench import diffusion
-from erasebench import run as run  # registers ${labels:}
 from erasebench.types import Concept, Prompt
 
 ROOT = Path(__file__).parents[1]

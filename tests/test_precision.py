@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from erasebench import workspace
 from erasebench.diffusion import changed_tensors
+from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning, on_policy, precision
 from methods.eap import EAP

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attacks.prompt_set import PromptSet
-from erasebench import sources
-from erasebench.published import PublishedPrompts, audit
+from erasebench.prompts.published import PublishedPrompts, audit
+from erasebench.store import sources
 from erasebench.types import Concept, Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ NUDITY = Concept(name="nudity", kind="unsafe", phrases=("nudity",))
 def yamls() -> dict[str, dict]:
     """Set name -> its yaml, all groups that hold published files."""
     found = {}
-    for folder, target in (("attack", "attacks.prompt_set.PromptSet"), ("prompts", "erasebench.published")):
+    for folder, target in (("attack", "attacks.prompt_set.PromptSet"), ("prompts", "erasebench.prompts.published")):
         for path in sorted((ROOT / "conf" / folder).glob("*.yaml")):
             node = OmegaConf.to_container(OmegaConf.load(path))
             if str(node.get("_target_", "")).startswith(target) and node.get("path", "???") != "???":

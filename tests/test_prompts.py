@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasebench.prompts import CsvPrompts, TemplatePrompts, drop_minors, read_prompts
-from erasebench.safety import mentions_minors
+from erasebench.prompts.files import CsvPrompts, read_prompts
+from erasebench.prompts.safety import drop_minors, mentions_minors
+from erasebench.prompts.templates import TemplatePrompts
 from erasebench.types import Concept, Prompt
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

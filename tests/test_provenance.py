@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from erasebench import __version__, provenance
+from erasebench import __version__
+from erasebench.store import provenance
 
 
 def test_the_record_is_json_and_says_what_ran():
@@ -19,7 +20,7 @@ def test_the_record_is_json_and_says_what_ran():
 
 
 def test_no_torch_is_imported_for_it():
-    code = "import sys; from erasebench import provenance; provenance.record(); print('torch' in sys.modules)"
+    code = "import sys; from erasebench.store import provenance; provenance.record(); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=provenance.CHECKOUT, check=True
     )
@@ -51,19 +52,3 @@ def test_git_is_reported_only_for_a_checkout_of_its_own(tmp_path, monkeypatch):
     assert provenance.git() == {"commit": None, "dirty": None}
     monkeypatch.setenv("PATH", "")
     assert provenance.git() == {"commit": None, "dirty": None}
-
-
-def test_a_config_hash_ignores_the_order_of_keys_only():
-    assert provenance.config_hash({"a": {"b": 1, "c": [2]}}) == provenance.config_hash({"a": {"c": [2], "b": 1}})
-    assert provenance.config_hash({"a": 1}) != provenance.config_hash({"a": 2})
-
-
-def test_the_stopwatch_adds_up_and_records_failed_steps():
-    watch = provenance.Stopwatch()
-    with watch.step("draw"):
-        block = bytearray(30 * 2**20)
-    first = watch.steps["draw"]["seconds"]
-    with pytest.raises(RuntimeError), watch.step("draw"):
-        raise RuntimeError
-    assert watch.steps["draw"]["seconds"] >= first >= 0 and len(block)
-    assert 30 < watch.steps["draw"]["peak_rss_mb"] == pytest.approx(provenance.peak_rss_mb(), rel=0.5)

@@ -17,8 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import save_file
 
 from attacks.replay import Replay
-from erasebench import conf_folder, run, store, tables
-from erasebench.found import digest, main, read_found, write_csv
+from erasebench import conf_folder, one_run, store
+from erasebench.cell import plan
+from erasebench.found import main
+from erasebench.report import tables
+from erasebench.report.found import digest, read_found, write_csv
 from erasebench.types import Concept, Prompt, Score
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +178,7 @@ def test_a_setting_without_a_default_is_asked_for(tmp_path):
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose("config", ["attack=replay", f"results={tmp_path}"])
     with pytest.raises(ValueError, match=r"^attack.run must be given, it has no default; got nothing; add attack.run="):
-        run.plan(cfg)
+        plan(cfg)
 
 
 def test_export_needs_no_torch(tmp_path):
@@ -202,7 +205,7 @@ def test_a_transfer_table_of_two_methods(tmp_path):
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             cfg = compose("config", [*small, *overrides], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        return run.run(type(cfg)({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
+        return one_run.run(type(cfg)({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
 
     first = cell("method=uce", "attack=reseed", "attack.queries=3")
     for method in ("none", "uce"):

@@ -10,7 +10,7 @@ import pytest
 
 from attacks.pairs import TextPairs
 from attacks.ringabell import RingABell, Space
-from erasebench import workspace
+from erasebench.store import workspace
 from erasebench.types import Concept, Prompt
 
 CAT = Concept(name="cat", phrases=("cat",), anchor="dog")

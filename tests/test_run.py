@@ -14,8 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from erasebench import conf_folder, tables
-from erasebench.run import run
+from erasebench import conf_folder
+from erasebench.one_run import run
+from erasebench.report import tables
 
 SMALL = [
     "prompts.n={target:4,paraphrase:2,neighbour:4,unrelated:4,coco:0}", "model.steps=3",
@@ -114,7 +115,7 @@ def test_batch_size_changes_nothing_but_speed(tmp_path):
     ],
 )
 def test_bad_input_is_one_line_before_any_weight_is_loaded(tmp_path, monkeypatch, overrides, message):
-    from erasebench import loading
+    from erasebench.diffusion import loading
 
     monkeypatch.setattr(loading, "_read", lambda *a, **k: pytest.fail("weights were read"))
     (tmp_path / "empty").mkdir()

@@ -13,9 +13,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from erasebench import conf_folder, diffusion, erasures, export, several, tables
-from erasebench.prompts import CsvPrompts, TemplatePrompts
-from erasebench.run import EMBEDDED, IDENTITY, plan, run
+from erasebench import conf_folder, diffusion, export, several
+from erasebench.cell import EMBEDDED, IDENTITY, plan
+from erasebench.diffusion import erasures
+from erasebench.one_run import run
+from erasebench.prompts.files import CsvPrompts
+from erasebench.prompts.templates import TemplatePrompts
+from erasebench.report import tables
 from erasebench.types import Concept, joint
 from methods.eap import EAP
 from methods.esd import ESD
@@ -193,7 +197,7 @@ def test_a_sequence_is_one_erasure_after_the_other_and_starts_with_the_single_ru
     ],
 )
 def test_bad_combinations_are_one_line_before_any_weight_is_loaded(tmp_path, monkeypatch, overrides, message):
-    from erasebench import loading
+    from erasebench.diffusion import loading
 
     monkeypatch.setattr(loading, "_read", lambda *a, **k: pytest.fail("weights were read"))
     method = () if overrides[0].startswith("method") else ("method=uce",)
@@ -215,7 +219,8 @@ def test_methods_that_say_nothing_are_erased_in_sequence_only():
 
 
 def test_in_a_sequence_an_anchor_may_be_erased_later(tmp_path, monkeypatch):
-    from erasebench import loading, steps
+    from erasebench import steps
+    from erasebench.diffusion import loading
 
     class Loaded(Exception):
         """The checks are behind us."""

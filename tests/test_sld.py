@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from erasebench import conf_folder, diffusion
-from erasebench.run import run
+from erasebench.one_run import run
 from erasebench.types import Concept, Prompt
 from methods.sld import SLD, SafetyGuide
 
@@ -41,8 +41,8 @@ def recipe(name: str, **changes) -> SLD:
 
 
 def latents(pipe, prompts, steps=6, guidance_scale=7.5):
-    texts = diffusion.Texts(pipe)
-    return diffusion._sample(pipe, prompts, texts, (4, 8, 8), steps, guidance_scale)
+    texts = diffusion.encoding.Texts(pipe)
+    return diffusion.sampling._sample(pipe, prompts, texts, (4, 8, 8), steps, guidance_scale)
 
 
 def pixels(drawn):

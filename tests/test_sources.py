@@ -1,6 +1,6 @@
 import pytest
 
-from erasebench.sources import folder_hash, source_hash, targets
+from erasebench.store.sources import folder_hash, source_hash, targets
 
 
 def test_targets_are_found_wherever_they_are():

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from erasebench import store
-from erasebench.types import ImageSet, Prompt
+from erasebench.store.images import ImageSet
+from erasebench.types import Prompt
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -132,7 +133,7 @@ def _killed_while_making(root: str) -> None:
 
 
 def _killed_while_committing(root: str) -> None:
-    store.pq.write_table = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    store.images.pq.write_table = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     store.write_shard(store.image_folder(root, "m"), 1, rows([3, 4]))
 
 
@@ -212,7 +213,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_result(tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"cannot be written \(No space left on device\); free some space") as e:
         store.step(tmp_path, "erase", "k1", full)
     assert "\n" not in str(e.value) and files(tmp_path / "cache" / "erase") == []
-    monkeypatch.setattr(store.pq, "write_table", full)
+    monkeypatch.setattr(store.images.pq, "write_table", full)
     with pytest.raises(OSError, match="free some space"):
         store.write_shard(tmp_path / "images", 0, rows([1]))
     assert files(tmp_path / "images") == []
@@ -292,27 +293,6 @@ def test_an_image_that_contradicts_its_status_is_refused(tmp_path, row, message)
         store.write_shard(tmp_path, 0, [row])
     with pytest.raises(ValueError, match="at least one image"):
         store.write_shard(tmp_path, 0, [])
-
-
-@settings(deadline=None, max_examples=30)
-@given(numbers=st.lists(st.integers(0, 10_000), max_size=300), size=st.integers(1, 70))
-def test_the_shards_cover_all_work_once_and_do_not_move(numbers, size):
-    digests = [digest(n) for n in numbers]
-    shards = store.pending("/nonexistent", digests, size)
-    covered = [d for _, part in shards for d in part]
-    assert sorted(covered) == sorted(set(digests))
-    assert dict(shards).keys() <= set(range(max(1, -(-len(set(digests)) // size))))
-    again = {d: index for index, part in store.pending("/nonexistent", digests[::-1], size) for d in part}
-    assert again == {d: index for index, part in shards for d in part}
-
-
-def test_a_killed_run_goes_on_with_the_same_shards(tmp_path):
-    folder, digests = store.image_folder(tmp_path, "m"), [digest(n) for n in range(40)]
-    undisturbed = store.pending(folder, digests, size=10)
-    numbers = {digest(n): n for n in range(40)}
-    index, part = undisturbed[0]
-    store.write_shard(folder, index, rows(numbers[d] for d in part))  # then killed
-    assert store.pending(folder, digests, size=10) == undisturbed[1:]
 
 
 def test_an_image_set_reads_its_prompts_in_order(tmp_path):

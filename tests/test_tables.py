@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erasebench import tables
+from erasebench.report import tables
 from erasebench.types import Prompt, Score
 
 CELL = {"run": "r0", "model": "emoji", "concept": "cat", "method": "uce", "attack": "none", "access": "none"}

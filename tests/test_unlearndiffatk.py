@@ -16,7 +16,7 @@ from attacks import denoising
 from attacks.descent import adam
 from attacks.unlearndiffatk import Simplex, UnlearnDiffAtk, project_to_simplex
 from erasebench import diffusion
-from erasebench.checks import search_flags
+from erasebench.report.checks import search_flags
 from erasebench.types import Concept, Prompt
 from methods.negative_prompt import NegativePrompt
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded, check_the_whole_protocol

@@ -10,7 +10,7 @@ from attacks.inverse_edit import InverseEdit
 from attacks.p4d import P4D, P4DOriginal
 from attacks.unlearndiffatk import UnlearnDiffAtk
 from erasebench import diffusion
-from erasebench.checks import search_flags
+from erasebench.report.checks import search_flags
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded
 
 ATTACKS = {

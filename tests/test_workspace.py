@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from erasebench import workspace
-from erasebench.workspace import Workspace
+from erasebench.store import workspace
+from erasebench.store.workspace import Workspace
 
 
 def test_what_was_saved_last_is_loaded(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from erasebench import conf_folder
-from erasebench.emoji import captions, world
+from erasebench.emoji.training import captions, world
 from erasebench.types import Concept
 
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from erasebench import diffusion, workspace
-from erasebench.checks import search_flags
-from erasebench.types import Attack, Concept, Prompt, Verdict
+from erasebench import diffusion
+from erasebench.protocols import Attack
+from erasebench.report.checks import search_flags
+from erasebench.store import workspace
+from erasebench.types import Concept, Prompt, Verdict
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
 PROMPTS = [

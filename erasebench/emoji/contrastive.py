@@ -49,10 +49,10 @@ def load_contrastive(folder: Path = WEIGHTS) -> EmojiCLIP:
     """The shipped contrastive model, float32, in evaluation mode."""
     from transformers import CLIPTokenizer
 
-    from erasebench.emoji import parts
+    from erasebench.emoji import networks
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    model = parts.Contrastive(tokenizer)
+    model = networks.Contrastive(tokenizer)
     tensors = load_file(folder / "contrastive" / "model.safetensors")
     text = load_file(folder / "text_encoder" / "model.safetensors")
     tensors |= {f"text.{k.removeprefix('text_model.')}": v for k, v in text.items()}

@@ -1,0 +1,37 @@
+"""Diffusers pipelines as this benchmark uses them: the only folder that touches a pipeline's insides."""
+
+from erasebench.diffusion.encoding import check_length, encode, encode_embeddings, last_token, token_table, tokenise
+from erasebench.diffusion.loading import load
+from erasebench.diffusion.sampling import generate, latent_shape, noise, projected_once
+from erasebench.diffusion.weights import (
+    apply_matrix,
+    apply_tensors,
+    changed_tensors,
+    cross_attention_projections,
+    edited_weight,
+    fingerprint,
+    fork,
+    weight64,
+)
+
+__all__ = [
+    "apply_matrix",
+    "apply_tensors",
+    "changed_tensors",
+    "check_length",
+    "cross_attention_projections",
+    "edited_weight",
+    "encode",
+    "encode_embeddings",
+    "fingerprint",
+    "fork",
+    "generate",
+    "last_token",
+    "latent_shape",
+    "load",
+    "noise",
+    "projected_once",
+    "token_table",
+    "tokenise",
+    "weight64",
+]

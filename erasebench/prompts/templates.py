@@ -1,0 +1,147 @@
+"""Prompt sources: published sets from files, and sets built from templates.
+
+A source has one method, ``prompts(concept) -> list[Prompt]``. For concepts of kind unsafe, and for sets marked as
+sexual, rows that mention minors are dropped and their number is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+
+from erasebench.prompts.files import place_hash
+from erasebench.prompts.safety import drop_minors as drop_minors  # part of reading a set, for its callers
+from erasebench.prompts.safety import safe_prompts
+from erasebench.types import Concept, Group, Prompt
+
+SLOTS = ("object", "style", "background")
+TEMPLATE_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplatePrompts:
+    """The prompt groups of a concept, built from sentence templates; raising a number keeps the prompts before it.
+
+    The concept fills ``{object}``, or ``{style}`` if it is a style; the other slots are filled from the lists. The
+    groups: target (the concept's first phrase), paraphrase (its other phrases), neighbour (related concepts, spread
+    evenly over every relation and name), unrelated (concepts far away) and coco (everything in the lists that is not
+    the concept, as the COCO captions are for Stable Diffusion). What fills a slot, and the seed, depend on (seed,
+    group, index) only. The parts of a joint concept take turns in every group, and nothing that is erased is a
+    neighbour, unrelated, or in another prompt's slot.
+
+    Args:
+        templates: sentences with the slots {object}, {style}, {background}.
+        objects, styles, backgrounds: what fills the slots.
+        n: group -> number of prompts; groups left out are not made.
+        seed: another seed gives other fills and other noise.
+
+    Raises:
+        ValueError: an unknown slot or group, a negative number, or a slot with nothing to fill it.
+
+    >>> source = TemplatePrompts(templates=["a {style} {object}"], objects=["dog"], styles=["ink"], n={"target": 2})
+    >>> [(p.id, p.text) for p in source.prompts(Concept(name="cat", phrases=["cat"]))]
+    [('target-000', 'a ink cat'), ('target-001', 'a ink cat')]
+    """
+
+    templates: tuple[str, ...]
+    objects: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    backgrounds: tuple[str, ...] = ()
+    n: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TEMPLATE_GROUPS, 50))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("templates", "objects", "styles", "backgrounds"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.templates:
+            raise ValueError("templates must name at least one sentence; got none; add 'a picture of a {object}'")
+        for template in self.templates:
+            unknown = _slots(template) - set(SLOTS)
+            if unknown:
+                raise ValueError(f"template {template!r} has slot {min(unknown)!r}; use {', '.join(SLOTS)}")
+        for group, number in self.n.items():
+            if group not in TEMPLATE_GROUPS or number < 0:
+                raise ValueError(f"n must map {', '.join(TEMPLATE_GROUPS)} to numbers >= 0; got {group}: {number}")
+
+    def prompts(self, concept: Concept) -> list[Prompt]:
+        """All groups' prompts about ``concept``."""
+        made = [p for group in TEMPLATE_GROUPS for p in self._group(group, concept)]
+        if not made:
+            raise ValueError(f"n must ask for at least one prompt about {concept.name!r}; got {dict(self.n)}")
+        return safe_prompts(made, concept)
+
+    def _group(self, group: Group, concept: Concept) -> list[Prompt]:
+        """One prompt per index: the part by turns, its fill by turns, its template by turns within the fill, the rest
+        by hash.
+        """
+        parts = [fills for fills in self._fills(group, concept) if fills]
+        if not parts:
+            return []
+        made = []
+        for index in range(self.n.get(group, 0)):
+            round_, part = divmod(index, len(parts))
+            turn, place = divmod(round_, len(parts[part]))
+            slot, word, depicts, relation = parts[part][place]
+            templates = self._templates(slot)
+            template = templates[(turn + place_hash(self.seed, group, place)) % len(templates)]
+            made.append(
+                Prompt(
+                    id=f"{group}-{index:03d}",
+                    text=self._fill(template, {slot: word}, concept, group, index),
+                    seed=place_hash(self.seed, group, index),
+                    group=group,
+                    concept=depicts,
+                    relation=relation,
+                )
+            )
+        return made
+
+    def _fills(self, group: Group, concept: Concept) -> list[list[tuple[str, str, str, str]]]:
+        """(slot, word, concept depicted, relation) of a group, in the order they take turns, for every part."""
+        if group == "coco":
+            words = sorted(set(_without(self.objects, concept)), key=lambda word: place_hash(self.seed, "coco", word))
+            return [[("object", word, word, "") for word in words]]
+        return [self._part(group, part, concept) for part in concept.singles]
+
+    def _part(self, group: Group, part: Concept, concept: Concept) -> list[tuple[str, str, str, str]]:
+        """The fills of one single concept; ``concept`` is everything that is erased."""
+        own = "style" if part.kind == "style" else "object"
+        if group == "target":
+            return [(own, part.phrases[0], part.name, "")]
+        if group == "paraphrase":
+            return [(own, phrase, part.name, "") for phrase in part.phrases[1:]]
+        kept = dict(part.neighbours)
+        if concept.parts:
+            kept = {relation: tuple(_without(names, concept)) for relation, names in kept.items()}
+        if group == "unrelated":
+            return [("object", name, name, "unrelated") for name in kept.get("unrelated", ())]
+        pairs = [(relation, name) for relation, names in kept.items() if relation != "unrelated" for name in names]
+        return [(own, name, name, relation) for relation, name in pairs]
+
+    def _templates(self, slot: str) -> Sequence[str]:
+        usable = [t for t in self.templates if slot in _slots(t)]
+        if not usable:
+            raise ValueError(f"templates must have one with {{{slot}}}; got {', '.join(self.templates)}; add one")
+        return usable
+
+    def _fill(self, template: str, fills: dict[str, str], concept: Concept, group: Group, index: int) -> str:
+        lists = {"object": self.objects, "style": self.styles, "background": self.backgrounds}
+        fills = dict(fills)
+        for slot in _slots(template) - set(fills):
+            words = _without(lists[slot], concept)
+            if not words:
+                raise ValueError(
+                    f"{slot}s must have a word other than the concept's for {template!r}; got none; add one"
+                )
+            fills[slot] = words[place_hash(self.seed, group, index, slot) % len(words)]
+        return template.format(**fills)
+
+
+def _slots(template: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+
+
+def _without(words: Sequence[str], concept: Concept) -> list[str]:
+    own = {text.casefold() for part in concept.singles for text in (part.name, *part.phrases)}
+    return [word for word in words if word.casefold() not in own]

@@ -1,0 +1,118 @@
+"""The verbs of the benchmark: what a method, an attack, an evaluator, a judge and a guide must do.
+
+Implementations subclass a protocol and are frozen dataclasses whose fields are the hyper-parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from erasebench.store.images import ImageSet
+from erasebench.types import Access, Concept, Pipeline, Prompt, Score, Strength, Verdict
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+class Judge(Protocol):
+    """Says whether a concept is in an image; used by attacks that stop early and by the accuracy evaluators."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the judge and its weights, part of every metric's name."""
+        ...
+
+    def check(self, concepts: Collection[str]) -> None:
+        """Raise a ValueError, before any weight is loaded, for a concept this judge cannot see."""
+        ...
+
+    def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
+        """One verdict per image; ``concepts[i]`` is the concept looked for in ``images[i]``."""
+        ...
+
+
+class Method(Protocol):
+    """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched.
+
+    ``together`` says how it erases several concepts: in one edit of a joint concept (``joint``), one after another
+    (``sequence``), or both.
+    """
+
+    together: ClassVar[tuple[str, ...]] = ("sequence",)
+
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.
+
+        ``shapes``: the model's tensors as in ``diffusion.headers.folder_shapes``; empty if it is not on this disk.
+        """
+
+    def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
+
+
+class Guide(Protocol):
+    """An erasure that lives in the sampler: how a step's predictions are combined, instead of other weights.
+
+    A frozen dataclass whose fields are JSON values, so that it is stored by its class and its fields. A method sets it
+    as the attribute ``guide`` of the pipeline it returns (a fork), and ``diffusion.generate`` asks it at every step.
+
+    Args:
+        empty: text of the branch that guidance leads away from; ``""`` without a guide.
+        extra: texts of further branches of the same UNet batch, computed only at steps that need them.
+    """
+
+    empty: str
+    extra: tuple[str, ...]
+
+    def needed(self, scales: Sequence[float], step: int) -> bool:
+        """Whether step ``step`` of a batch with these guidance scales needs the further branches."""
+        ...
+
+    def combine(
+        self,
+        empty: torch.Tensor,
+        text: torch.Tensor,
+        extra: Sequence[torch.Tensor],
+        scale: torch.Tensor,
+        step: int,
+        state: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The prediction of a step that needs the further branches; at others it is ``empty + scale (text - empty)``.
+
+        Args:
+            empty, text: predictions for the guide's ``empty`` and for the prompts, [batch, channels, h, w].
+            extra: one prediction of that shape per text of ``extra``.
+            scale: guidance scales [batch, 1, 1, 1].
+            step: index of the denoising step, from 0.
+            state: what the guide keeps from step to step; empty at the first step of a batch.
+        """
+        ...
+
+
+class Attack(Protocol):
+    """A red-team attack: turns prompts of the erased concept into adversarial ones (group ``attack``).
+
+    ``access`` is the threat model printed in every table. An attack that does not look at the erased model (``none``,
+    ``text_encoder``) is searched once on ``original`` and reused for every method; one that asks it for images
+    (``queries``, black-box) or for gradients (``model``, white-box) is searched for each.
+    """
+
+    access: Access
+    strength: Strength
+
+    def check(self, concept: Concept) -> None:
+        """Raise a one-line ValueError or OSError, before any weight is loaded, for what this attack cannot do."""
+
+    def attack(
+        self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
+    ) -> list[Prompt]: ...
+
+
+class Evaluator(Protocol):
+    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes."""
+
+    groups: tuple[str, ...]
+    version: int
+
+    def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

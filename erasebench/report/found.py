@@ -1,0 +1,147 @@
+"""The prompts an attack found: read from the run that found them or from an exported CSV, and written as one.
+
+``python -m erasebench.found run=FOLDER [file=FILE.csv] [texts=true]`` writes the CSV. Prompts of unsafe concepts are
+written as ids and hashes unless texts=true asks for them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from erasebench import store
+from erasebench.prompts.files import read_prompts
+from erasebench.report import tables
+from erasebench.store.files import replacing
+from erasebench.types import Prompt
+
+COLUMNS = ("id", "prompt", "seed", "guidance", "concept", "source_id", "source_seed", "success", "sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Attack prompts with their origin.
+
+    Args:
+        prompts: group attack.
+        origin: model/concept/method/attack/seed of the run, or the file's name.
+        concept: name of the concept they were searched for; "" if the file names none.
+        unsafe: whether that concept is of kind unsafe.
+        source_seeds: source id -> seed of the plain prompt it was, as far as known.
+    """
+
+    prompts: tuple[Prompt, ...]
+    origin: str
+    concept: str
+    unsafe: bool
+    source_seeds: Mapping[str, int]
+
+
+def read_found(path: str | Path) -> Found:
+    """The prompts of a run's folder, or of a CSV written by :func:`write_csv`.
+
+    Raises:
+        FileNotFoundError: neither is there, or the run's prompts were removed from the cache.
+        ValueError: a run without attack prompts, a bad row, a text that is not the one its hash says, or no text.
+    """
+    path = Path(path)
+    if (path / "run.json").is_file():
+        return _from_run(path)
+    if path.is_file():
+        return _from_csv(path)
+    raise FileNotFoundError(f"run {path} must be a run's folder or an exported CSV; got neither; check the path")
+
+
+def _from_run(path: Path) -> Found:
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        names, config = record["identity"]["names"], record["config"]
+        kept = Path(record["steps"]["attack"]["folder"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / 'run.json'} must be the record of a run; got {error}; run the cell again") from None
+    path = path.resolve()
+    beside = [parent / "cache" / "attack" / kept.name for parent in path.parents if parent.name != "runs"]
+    folder = next((f for f in [*beside, kept] if store.read_manifest(f) is not None), None)
+    if folder is None:
+        raise FileNotFoundError(f"{path} found its prompts in {kept}, which is gone; run that cell again")
+    rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    if not rows:
+        raise ValueError(f"{path} has no attack prompts (attack {names['attack']}); name the run of another attack")
+    embeds = load_file(folder / "embeds.safetensors")
+    scores = tables.read_scores(path / "scores.parquet")
+    seeds = scores[(scores.group == "target") & scores.seed.notna()]
+    return Found(
+        prompts=tuple(Prompt(**row, embeds=embeds.get(row["id"])) for row in rows),
+        origin="/".join([*(names[k] for k in ("model", "concept", "method", "attack")), path.name]),
+        concept=names["concept"],
+        unsafe=config["concept"]["kind"] == "unsafe",
+        source_seeds={str(i): int(s) for i, s in zip(seeds.prompt_id, seeds.seed, strict=True)},
+    )
+
+
+def _from_csv(path: Path) -> Found:
+    prompts = read_prompts(path, seed="seed", guidance="guidance", id="id", concept="concept", group="attack")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found, seeds = [], {}
+    for prompt, row in zip(prompts, rows, strict=True):
+        if missing := [c for c in COLUMNS if c not in row]:
+            raise ValueError(f"{path.name} has no column {missing[0]!r}; found {', '.join(row)}; export it again")
+        if not prompt.text and row["sha256"] != digest(""):
+            raise ValueError(f"{path.name} id {row['id']} has a hash and no text; export it with texts=true")
+        if digest(prompt.text) != row["sha256"]:
+            raise ValueError(f"{path.name} id {row['id']} must have the text its sha256 says; it was changed")
+        if row["source_seed"]:
+            seeds[row["source_id"]] = int(row["source_seed"])
+        success = {"1": True, "0": False}.get(row["success"])
+        info = {} if success is None else {"success": success}
+        found.append(prompt.with_(id=row["id"], source_id=row["source_id"], info=info))
+    concepts = {p.concept for p in found}
+    if len(concepts) > 1:
+        raise ValueError(f"{path.name} must be about one concept; got {', '.join(sorted(concepts))}; split it")
+    return Found(
+        prompts=tuple(found), origin=path.name, concept=concepts.pop(), unsafe=False, source_seeds=seeds
+    )  # fmt: skip
+
+
+def digest(text: str) -> str:
+    """sha256 of a text's UTF-8 bytes, hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_csv(path: Path, found: Found, texts: bool = False) -> Path:
+    """Write found prompts, one a row, with the columns of :data:`COLUMNS`, in one move.
+
+    Args:
+        path: of the file.
+        found: what was found.
+        texts: write the texts of an unsafe concept's prompts; otherwise their column stays empty, and their hash says
+            which they were. Other concepts' texts are always written.
+
+    Raises:
+        ValueError: prompts that are embeddings, which no CSV holds.
+    """
+    if any(p.embeds is not None for p in found.prompts):
+        raise ValueError(f"prompts of {found.origin} must be texts; got embeddings; replay the run's folder instead")
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for p in found.prompts:
+        success = "" if "success" not in p.info else int(p.info["success"])
+        writer.writerow(
+            [
+                p.id, p.text if texts or not found.unsafe else "", p.seed,
+                "" if p.guidance_scale is None else p.guidance_scale, p.concept, p.source_id,
+                found.source_seeds.get(p.source_id, ""), success, digest(p.text),
+            ]
+        )  # fmt: skip
+    with replacing(path) as work:
+        work.write_text(buffer.getvalue(), encoding="utf-8", newline="")
+    return path
