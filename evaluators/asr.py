@@ -6,12 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from erasebench.judges.judging import Judged, judge_images
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
-from erasebench.types import Prompt, Score, Status
+from erasebench.types import Headline, Prompt, Score, Status
 
 
 class Outcome(NamedTuple):
@@ -101,6 +101,15 @@ class ASR:
     groups: tuple[str, ...] = ("target", "attack")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = tuple(
+        Headline(metric=metric, group="attack", label=label, head=head, place=place, unit="%", role="success")
+        for metric, place, label, head in (
+            ("pre_asr", 31, "pre-ASR: plain prompts", ""),
+            ("asr", 32, "ASR: pre + post", "ASR"),
+            ("asr_on_safe", 33, "ASR on safe prompts", ""),
+        )
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
         if missing := {"target", "attack"} - set(self.groups):
@@ -125,6 +134,7 @@ class ASR:
             prompt_id=prompt_id,
             higher_is_better=False,
             status=outcome.status,
+            judge=self.judge.name,
         )
 
 

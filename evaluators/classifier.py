@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from erasebench.judges.judging import judge_images
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
-from erasebench.types import ERASED_GROUPS, Score
+from erasebench.types import ERASED_GROUPS, Headline, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,25 @@ class Classifier:
     groups: tuple[str, ...] = ("target", "paraphrase", "attack", "neighbour", "unrelated", "coco")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = (
+        *(
+            Headline(metric="concept_present", role="present", group=g, place=p, label=label, head=g, unit="%")
+            for g, p, label in (
+                ("target", 10, "concept drawn: its name"),
+                ("paraphrase", 20, "concept drawn: synonyms"),
+                ("attack", 30, "concept drawn: attack prompts"),
+            )
+        ),
+        *(
+            Headline(metric="accuracy", role="kept", group=g, place=p, label=label, head=head, unit="%")
+            for g, p, label, head in (
+                ("neighbour", 40, "neighbours still drawn", "neighbours"),
+                ("unrelated", 50, "unrelated still drawn", "unrelated"),
+                ("coco", 60, "general prompts still drawn", ""),
+            )
+        ),
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
 
@@ -53,6 +73,7 @@ class Classifier:
                     relation=prompt.relation,
                     higher_is_better=not erased,
                     status=status,
+                    judge=self.judge.name,
                 )
                 for metric, value in zip((presence, f"probability.{self.judge.name}"), values, strict=True)
             ]

@@ -258,6 +258,11 @@ class ZeroShotJudge:
         wording = hashlib.sha256("\n".join((self.template, *self.labels)).encode()).hexdigest()[:6]
         return f"zero_shot.{self.model.name}.{len(self.labels)}labels-{wording}"
 
+    @property
+    def about(self) -> str:
+        example = self.template.format(self.labels[0])
+        return f"CLIP {self.model.name}: which of {len(self.labels)} texts, such as {example!r}, fits the image best"
+
     def check(self, concepts: Collection[str]) -> None:
         unknown = sorted(set(concepts) - set(self.labels))
         if unknown:
