@@ -96,10 +96,17 @@ class Attack(Protocol):
     ``access`` is the threat model printed in every table. An attack that does not look at the erased model (``none``,
     ``text_encoder``) is searched once on ``original`` and reused for every method; one that asks it for images
     (``queries``, black-box) or for gradients (``model``, white-box) is searched for each.
+
+    ``strength`` says what the attacker hands over (text, embeddings, ...): rates of different strengths do not compare.
+    ``control`` marks what has luck and no aim; an attack is read beside the controls that spend as much.
+    ``spends`` names the fields that are its budget, how much it may look for (queries, generations, iterations); a
+    ``budget=`` changes these only. All other fields are what it is: its strength and its settings.
     """
 
     access: Access
     strength: Strength
+    control: ClassVar[bool] = False
+    spends: ClassVar[tuple[str, ...]] = ()
 
     def check(self, concept: Concept) -> None:
         """Raise a one-line ValueError or OSError, before any weight is loaded, for what this attack cannot do."""
