@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from erasebench.judges.divided import asked
 from erasebench.judges.judging import judge_images
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
@@ -41,7 +42,8 @@ class Classifier:
         scores = []
         for prompt, verdict, status in judge_images(self.judge, images.only(self.groups)):
             erased = prompt.group in ERASED_GROUPS
-            presence = f"{'concept_present' if erased else 'accuracy'}.{self.judge.name}.top1"
+            judge = asked(self.judge, prompt.concept).name
+            presence = f"{'concept_present' if erased else 'accuracy'}.{judge}.top1"
             values = (math.nan, math.nan) if verdict is None else (float(verdict.present), verdict.score)
             scores += [
                 Score(
@@ -54,6 +56,6 @@ class Classifier:
                     higher_is_better=not erased,
                     status=status,
                 )
-                for metric, value in zip((presence, f"probability.{self.judge.name}"), values, strict=True)
+                for metric, value in zip((presence, f"probability.{judge}"), values, strict=True)
             ]
         return scores
