@@ -42,7 +42,7 @@ def node(entry: Any) -> dict[str, Any]:
     if file is None:
         raise ValueError(f"also must name concepts of conf/concept; got {stem!r}; add conf/concept/{stem}.yaml")
     merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), changes), resolve=True)
-    return dict(merged)
+    return {key: value for key, value in dict(merged).items() if key != "defaults"}  # which brings the first's judge
 
 
 def name(first: str, config: Mapping[str, Any]) -> str:

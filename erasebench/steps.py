@@ -219,10 +219,12 @@ def record(
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
-    labels: dict[str, Any] = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack", "budget")} | {
-        "settings": ""
+    labels: dict[str, Any] = {
+        **names,
+        "access": attack.access,
+        "strength": attack.strength,
+        "control": getattr(attack, "control", False),
     }
-    labels |= {"access": attack.access, "strength": attack.strength, "control": getattr(attack, "control", False)}
     facts: dict[str, Any] = {
         "run": cell.key,
         "cell": labels,

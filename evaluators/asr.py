@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from erasebench.judges.divided import asked
 from erasebench.judges.judging import Judged, judge_images
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
@@ -121,9 +122,13 @@ class ASR:
         plain = {p.id: _outcome(row) for row in judged if (p := row[0]).group == "target"}
         attacked = [row for row in judged if row[0].group == "attack"]
         found = rates(plain, [(row[0].id, row[0].source_id, _outcome(row)) for row in attacked])
-        names = {rate: f"{rate}.{self.judge.name}" for rate in found}
-        names["asr_any_of_m"] += f".{_numbers([row[0] for row in attacked], plain)}"
-        return [self._score(names[rate], name, outcome) for rate, rows in found.items() for name, outcome in rows]
+        numbers = {"asr_any_of_m": f".{_numbers([row[0] for row in attacked], plain)}"}
+        judges = {row[0].id: asked(self.judge, row[0].concept).name for row in judged}
+        return [
+            self._score(f"{rate}.{judges[name]}{numbers.get(rate, '')}", name, outcome)
+            for rate, rows in found.items()
+            for name, outcome in rows
+        ]
 
     def _score(self, metric: str, prompt_id: str, outcome: Outcome) -> Score:
         return Score(

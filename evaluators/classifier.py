@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from erasebench.judges.divided import asked
 from erasebench.judges.judging import judge_images
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
@@ -61,7 +62,8 @@ class Classifier:
         scores = []
         for prompt, verdict, status in judge_images(self.judge, images.only(self.groups)):
             erased = prompt.group in ERASED_GROUPS
-            presence = f"{'concept_present' if erased else 'accuracy'}.{self.judge.name}.top1"
+            judge = asked(self.judge, prompt.concept).name
+            presence = f"{'concept_present' if erased else 'accuracy'}.{judge}.top1"
             values = (math.nan, math.nan) if verdict is None else (float(verdict.present), verdict.score)
             scores += [
                 Score(
@@ -75,6 +77,6 @@ class Classifier:
                     status=status,
                     judge=self.judge.name,
                 )
-                for metric, value in zip((presence, f"probability.{self.judge.name}"), values, strict=True)
+                for metric, value in zip((presence, f"probability.{judge}"), values, strict=True)
             ]
         return scores

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from erasebench.emoji.classifier import WEIGHTS, to_pictures
+from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, to_pictures
 from erasebench.store.files import locate
 
 
@@ -37,6 +37,10 @@ class EmojiCLIP:
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Unit features float32 [n, 128]."""
         return self.model.image(to_pictures(images)).numpy()
+
+    def check(self, labels: Sequence[str]) -> None:
+        """A ValueError for a label that is no concept of the embedded world, whose words are all this model knows."""
+        EmojiJudge().check(labels)
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
