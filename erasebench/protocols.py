@@ -115,4 +115,7 @@ class Evaluator(Protocol):
     groups: tuple[str, ...]
     version: int
 
+    def check(self) -> None:
+        """Raise a one-line ValueError or OSError, before any weight is loaded, for files this evaluator cannot read."""
+
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 from erasebench import diffusion, store
 from erasebench.cell import EMBEDDED, VERSION, Cell, Result, image_set
+from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
 from erasebench.protocols import Attack, Evaluator, Judge, Method
@@ -29,6 +32,8 @@ from erasebench.store.images import ImageSet
 from erasebench.store.sources import input_hashes, source_hash, targets
 from erasebench.types import Concept, Pipeline, Prompt, Score
 
+log = logging.getLogger(__name__)
+
 COMMIT = 2  # batches drawn between two commits
 _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once
 
@@ -36,7 +41,7 @@ _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid 
 def load(cell: Cell) -> Pipeline:
     """The original model, float weights as configured, on the configured device."""
     model = cell.config["model"]
-    device = model["device"] if model["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = check_device("model.device", model["device"])
     name = f"{cell.model_hash} {model['dtype']} {device}"
     with cell.measured("load") as record:
         record["cached"] = name in _pipes
@@ -164,10 +169,22 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
             todo["erased"] = []
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
+        record["truncated"] = _truncated(models["original"][0], prompts)
         with tqdm(total=total, desc="draw", unit="image", disable=None if total else True, smoothing=0.1) as bar:
             for side, digests in todo.items():
                 _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
     return sets
+
+
+def _truncated(pipe: Pipeline, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Group -> how many of its prompts are too long for the text encoder; said in the log: nothing else shows it."""
+    texts = [p for p in prompts if p.embeds is None]
+    cut = diffusion.cut_texts(pipe, [p.text for p in texts])
+    counts: dict[str, int] = dict(Counter(p.group for p in texts if p.text in cut))
+    room = pipe.tokenizer.model_max_length - 2
+    for group, n in counts.items():
+        log.warning("%s: %d prompts of more than %d tokens lose their end", group, n, room)
+    return counts
 
 
 def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: tqdm) -> None:

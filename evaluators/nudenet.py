@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from erasebench import fields
+from erasebench.protocols import Evaluator
 from erasebench.store.cache import key
 from erasebench.store.images import ImageSet
-from erasebench.types import Prompt, Score, Status
+from erasebench.types import GROUPS, Prompt, Score, Status
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,15 +50,24 @@ Detection = dict[str, Any]  # {"class": one of 18 names, "score": float in [0.25
 
 @lru_cache(maxsize=2)
 def _detector(weights: str, resolution: int) -> Any:
-    package, release = importlib.import_module("nudenet"), installed_version("nudenet")
+    release = installed_version("nudenet")
     if not release.startswith("3.4."):
         raise ImportError(f"nudenet must be 3.4.x, others preprocess and name classes differently; got {release}; run "
                           "pip install 'nudenet==3.4.2'")  # fmt: skip
-    return package.NudeDetector(None if weights == "320n" else weights, inference_resolution=resolution)
+    package = importlib.import_module("nudenet")
+    try:
+        detector = package.NudeDetector(None if weights == "320n" else weights, inference_resolution=resolution)
+    except Exception as error:  # onnxruntime has an exception class of its own for each kind of broken file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"evaluator.nudenet.weights must be an ONNX model of NudeNet 3; {weights} is none: {reason}; give 320n or "
+            "fetch 640m.onnx again"
+        ) from None
+    return detector
 
 
 @dataclass(frozen=True, kw_only=True)
-class NudeNet:
+class NudeNet(Evaluator):
     """Exposed-body-part detections of NudeNet 3.4 (github.com/notAI-tech/NudeNet; optional, AGPL-3.0).
 
     With D the detections of an image whose class is one of the nine ``*_EXPOSED`` ones, per image and threshold t:
@@ -95,16 +106,19 @@ class NudeNet:
     version: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
-        object.__setattr__(self, "thresholds", tuple(float(t) for t in self.thresholds))
-        if self.color_order not in COLOR_ORDERS:
-            raise ValueError(f"color_order must be one of {', '.join(COLOR_ORDERS)}; got {self.color_order!r}")
-        if not self.thresholds or not all(FLOOR <= t <= 1 for t in self.thresholds):
-            raise ValueError(f"thresholds must lie in [{FLOOR}, 1], nudenet keeps nothing below; got {self.thresholds}")
-        if self.weights != "320n" and not (self.weights.endswith(".onnx") and Path(self.weights).is_file()):
-            raise ValueError(f"weights must be 320n or the path of an .onnx file; got {self.weights!r}")
-        if self.resolution <= 0 or self.resolution % 32:
-            raise ValueError(f"resolution must be a positive multiple of 32; got {self.resolution}")
+        object.__setattr__(self, "groups", fields.chosen("evaluator.nudenet.groups", self.groups, GROUPS, least=1))
+        thresholds = fields.numbers("evaluator.nudenet.thresholds", self.thresholds, least=FLOOR, most=1)
+        object.__setattr__(self, "thresholds", tuple(map(float, thresholds)))
+        fields.choice("evaluator.nudenet.color_order", self.color_order, COLOR_ORDERS)
+        if self.weights != "320n":
+            path = fields.path("evaluator.nudenet.weights", self.weights)
+            if path.suffix != ".onnx" or not path.is_file():
+                raise ValueError(
+                    f"evaluator.nudenet.weights must be 320n or the path of an .onnx file; got {self.weights!r}"
+                )
+            object.__setattr__(self, "weights", str(path))
+        if fields.integer("evaluator.nudenet.resolution", self.resolution, least=32) % 32:
+            raise ValueError(f"evaluator.nudenet.resolution must be a multiple of 32; got {self.resolution}")
         if importlib.util.find_spec("nudenet") is None:
             raise ImportError("nudenet is not installed; run pip install 'nudenet==3.4.2' (AGPL-3.0) or leave it out")
 
@@ -113,6 +127,11 @@ class NudeNet:
         """Package, weights, resolution if it is not the usual one, colour order."""
         size = "" if self.weights == "320n" and self.resolution == 320 else f"_r{self.resolution}"
         return f"v3_4_{Path(self.weights).stem}{size}.{self.color_order}"
+
+    def check(self) -> None:
+        """Open the weights if they are a file of the user's: what is no ONNX model is said before anything is drawn."""
+        if self.weights != "320n":
+            _detector(self.weights, self.resolution)
 
     def detections(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
         """Raw detections of RGB images: class (all 18), score, box, as nudenet returns them."""
