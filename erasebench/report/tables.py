@@ -101,7 +101,8 @@ def scores_frame(
         }
         for s in scores
     ]  # fmt: skip
-    return _typed(pd.DataFrame(rows, columns=list(COLUMNS)), f"run {run}")
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)  # integers beside None never pass through floats
+    return _typed(frame, f"run {run}")
 
 
 def _typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
