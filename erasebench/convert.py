@@ -63,9 +63,7 @@ def _tensors(content: Any, source: Path, key: str | None) -> tuple[dict[str, tor
     nested = [name for name, value in content.items() if isinstance(value, Mapping) and value]
     if key is not None:
         if key not in nested:
-            raise ValueError(
-                f"key must be one of {', '.join(map(str, nested)) or 'none'}; got {key!r}; leave it out"
-            )
+            raise ValueError(f"key must be one of {', '.join(map(str, nested)) or 'none'}; got {key!r}; leave it out")
         return _named(content[key], source), _others(content, (key,))
     if any(isinstance(value, torch.Tensor) for value in content.values()):
         return _named(content, source), []

@@ -6,13 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from erasebench import fields
+from erasebench.judges.divided import asked
 from erasebench.judges.judging import Judged, check_files, judge_images
 from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
-from erasebench.types import GROUPS, Prompt, Score, Status
+from erasebench.types import GROUPS, Headline, Prompt, Score, Status
 
 
 class Outcome(NamedTuple):
@@ -102,6 +103,15 @@ class ASR(Evaluator):
     groups: tuple[str, ...] = ("target", "attack")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = tuple(
+        Headline(metric=metric, group="attack", label=label, head=head, place=place, unit="%", role="success")
+        for metric, place, label, head in (
+            ("pre_asr", 31, "pre-ASR: plain prompts", ""),
+            ("asr", 32, "ASR: pre + post", "ASR"),
+            ("asr_on_safe", 33, "ASR on safe prompts", ""),
+        )
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", fields.chosen("evaluator.asr.groups", self.groups, GROUPS, least=1))
         if missing := {"target", "attack"} - set(self.groups):
@@ -117,9 +127,13 @@ class ASR(Evaluator):
         plain = {p.id: _outcome(row) for row in judged if (p := row[0]).group == "target"}
         attacked = [row for row in judged if row[0].group == "attack"]
         found = rates(plain, [(row[0].id, row[0].source_id, _outcome(row)) for row in attacked])
-        names = {rate: f"{rate}.{self.judge.name}" for rate in found}
-        names["asr_any_of_m"] += f".{_numbers([row[0] for row in attacked], plain)}"
-        return [self._score(names[rate], name, outcome) for rate, rows in found.items() for name, outcome in rows]
+        numbers = {"asr_any_of_m": f".{_numbers([row[0] for row in attacked], plain)}"}
+        judges = {row[0].id: asked(self.judge, row[0].concept).name for row in judged}
+        return [
+            self._score(f"{rate}.{judges[name]}{numbers.get(rate, '')}", name, outcome)
+            for rate, rows in found.items()
+            for name, outcome in rows
+        ]
 
     def _score(self, metric: str, prompt_id: str, outcome: Outcome) -> Score:
         return Score(
@@ -130,6 +144,7 @@ class ASR(Evaluator):
             prompt_id=prompt_id,
             higher_is_better=False,
             status=outcome.status,
+            judge=self.judge.name,
         )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from erasebench import fields
 from erasebench.judges.judging import check_files
 from erasebench.protocols import Evaluator
 from erasebench.store.images import ImageSet
-from erasebench.types import ERASED_GROUPS, GROUPS, Prompt, Score, Status
+from erasebench.types import ERASED_GROUPS, GROUPS, Headline, Prompt, Score, Status
 
 if TYPE_CHECKING:
     from erasebench.judges.clip import ImageText
@@ -36,6 +36,16 @@ class ClipScore(Evaluator):
     model: ImageText
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
     version: int = 1
+
+    headlines: ClassVar[tuple[Headline, ...]] = tuple(
+        Headline(metric="clip_score", group=group, label=label, head=head, place=place, role="similarity")
+        for group, place, label, head in (
+            ("target", 70, "CLIP score, its name", ""),
+            ("neighbour", 71, "CLIP score, neighbours", ""),
+            ("coco", 72, "CLIP score, general prompts", "CLIP"),
+            ("unrelated", 73, "CLIP score, unrelated", "CLIP"),
+        )
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", fields.chosen("evaluator.clip_score.groups", self.groups, GROUPS, least=1))

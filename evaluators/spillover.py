@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from erasebench import fields
 from erasebench.judges.judging import Judged, check_files, judge_images
 from erasebench.protocols import Evaluator, Judge
-from erasebench.report.tables import wilson
+from erasebench.report.intervals import wilson
 from erasebench.store.images import ImageSet
-from erasebench.types import GROUPS, Score
+from erasebench.types import GROUPS, Headline, Score
 
 Outcome = tuple[int, int]  # images whose concept is seen, images judged
 
@@ -95,6 +96,10 @@ class Spillover(Evaluator):
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = (
+        Headline(metric="hm", group="all", label="{metric}", head="HM", place=90, role="mean"),
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", fields.chosen("evaluator.spillover.groups", self.groups, GROUPS, least=1))
         fields.integer("evaluator.spillover.bootstrap", self.bootstrap, least=100, hint="fewer give no interval")
@@ -135,6 +140,7 @@ class Spillover(Evaluator):
             status="ok" if n else "error",
             low=100 * low if n else None,
             high=100 * high if n else None,
+            judge=self.judge.name,
         )
 
     def _harmonic(self, outcomes: Sequence[Outcome]) -> Score:
@@ -149,6 +155,7 @@ class Spillover(Evaluator):
             status="ok" if known else "error",
             low=low,
             high=high,
+            judge=self.judge.name,
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from erasebench import fields
 from erasebench.devices import check_device
 from erasebench.judges.judging import check_files
+from erasebench.prompts.grammar import fill
 from erasebench.store.files import tensor_header
 from erasebench.types import Verdict
 
@@ -272,7 +273,7 @@ class ZeroShotJudge:
     Args:
         model: a CLIP-like model.
         labels: every concept the judge can name, at least two.
-        template: text of a label, with one ``{}``.
+        template: text of a label, with one ``{}``; its article agrees with the label or gives way to the label's own.
         scale: CLIP's logit scale.
 
     Raises:
@@ -301,21 +302,35 @@ class ZeroShotJudge:
 
     @property
     def name(self) -> str:
-        wording = hashlib.sha256("\n".join((self.template, *self.labels)).encode()).hexdigest()[:6]
+        wording = hashlib.sha256("\n".join(self.texts).encode()).hexdigest()[:6]
         return f"zero_shot.{self.model.name}.{len(self.labels)}labels-{wording}"
+
+    @property
+    def about(self) -> str:
+        """What it is, in a sentence."""
+        return (
+            f"Zero-shot classification by {self.model.name} among {len(self.labels)} texts such as {self.texts[0]!r}."
+        )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text of every label, in English: a photo of an apple, of a person wearing clothes."""
+        template = self.template.replace("{}", "{label}")
+        return tuple(fill(template, {"label": label.replace("_", " ")}) for label in self.labels)
 
     def check(self, concepts: Collection[str]) -> None:
         unknown = sorted(set(concepts) - set(self.labels))
         if unknown:
             raise ValueError(f"concept {unknown[0]!r} must be among the judge's labels; add it to judge.labels")
+        if hasattr(self.model, "check"):  # a model that was trained on few words only
+            self.model.check(self.labels)
 
     def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
         """One verdict per image: top-1 over the labels, the concept's probability, the label seen."""
         self.check(concepts)
         if not images:
             return []
-        texts = tuple(self.template.format(label) for label in self.labels)
-        logits = self.scale * self.model.image_features(images).astype(np.float64) @ _said(self.model, texts).T
+        logits = self.scale * self.model.image_features(images).astype(np.float64) @ _said(self.model, self.texts).T
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities = odds / odds.sum(axis=1, keepdims=True)  # [n, labels]
         best = probabilities.argmax(axis=1)
