@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
-from erasebench import diffusion, store
+from erasebench import diffusion, progress, store
 from erasebench.cell import EMBEDDED, VERSION, Cell, Result, image_set
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
@@ -164,13 +163,13 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
             todo["erased"] = []
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
-        with tqdm(total=total, desc="draw", unit="image", disable=None if total else True, smoothing=0.1) as bar:
+        with progress.bar(total=total, desc="draw", unit="image") as bar:
             for side, digests in todo.items():
                 _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
     return sets
 
 
-def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: tqdm) -> None:
+def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: progress.Bar) -> None:
     """Draw prompts in full batches (the last is filled up), so that no image depends on how many are left."""
     size = model["batch_size"]
     for start in range(0, len(prompts), COMMIT * size):
@@ -192,7 +191,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
     """Scores of both models by every evaluator; the original's are shared by all methods."""
     out: dict[str, list[Score]] = {side: [] for side in images}
     shared = {k: cell.config[k] for k in ("judge", "clip", "features")}
-    with cell.measured("score") as record, tqdm(total=2 * len(evaluators), desc="score", disable=None) as bar:
+    with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
         for name, evaluator in evaluators.items():
             node = cell.config["evaluator"][name]
