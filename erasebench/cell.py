@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import labels, several, store
+from erasebench import labels, progress, several, store
 from erasebench.report.runs import find_run
 from erasebench.store import provenance
 from erasebench.store.files import locate
@@ -101,7 +101,8 @@ class Cell:
         """Record a step's seconds and the process's peak memory after it."""
         started = time.perf_counter()
         record: dict[str, Any] = {"cached": False}
-        yield record
+        with progress.step(name, record):
+            yield record
         record |= {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
         self.steps[name] = record
 

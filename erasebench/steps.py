@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
-from erasebench import diffusion, store
+from erasebench import diffusion, progress, store
 from erasebench.cell import DRAWING, VERSION, Cell, Result, image_set
 from erasebench.devices import check_device
 from erasebench.diffusion import erasures
@@ -170,7 +169,7 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
         record["truncated"] = _truncated(models["original"][0], prompts)
-        with tqdm(total=total, desc="draw", unit="image", disable=None if total else True, smoothing=0.1) as bar:
+        with progress.bar(total=total, desc="draw", unit="image") as bar:
             for side, digests in todo.items():
                 _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
     return sets
@@ -187,7 +186,7 @@ def _truncated(pipe: Pipeline, prompts: Sequence[Prompt]) -> dict[str, int]:
     return counts
 
 
-def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: tqdm) -> None:
+def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: progress.Bar) -> None:
     """Draw prompts in full batches (the last is filled up), so that no image depends on how many are left."""
     size = model["batch_size"]
     for start in range(0, len(prompts), COMMIT * size):
@@ -209,7 +208,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
     """Scores of both models by every evaluator; the original's are shared by all methods."""
     out: dict[str, list[Score]] = {side: [] for side in images}
     shared = {k: cell.config[k] for k in ("judge", "clip", "features")}
-    with cell.measured("score") as record, tqdm(total=2 * len(evaluators), desc="score", disable=None) as bar:
+    with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
         for name, evaluator in evaluators.items():
             node = cell.config["evaluator"][name]

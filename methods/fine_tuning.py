@@ -15,9 +15,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from erasebench import fields
+from erasebench import fields, progress
 from erasebench.diffusion import apply_tensors, fork
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline
@@ -208,18 +207,17 @@ class Training:
         """
         first = self._resume()
         saved, pause = time.monotonic(), SAVE_SECONDS
-        bar = tqdm(
-            range(first, self.iterations), self.name, initial=first, total=self.iterations, unit="step", disable=None
-        )
-        for step in bar:
-            optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
-            bar.set_postfix(loss=f"{self._update(step, loss, optimiser):.3g}", refresh=False)
-            after()
-            if step + 1 < self.iterations and time.monotonic() - saved >= pause:
-                started = time.monotonic()
-                self._save(step + 1)
-                saved = time.monotonic()
-                pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
+        with progress.bar(desc=self.name, initial=first, total=self.iterations, unit="step") as bar:
+            for step in range(first, self.iterations):
+                optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
+                bar.set_postfix(loss=self._update(step, loss, optimiser))
+                bar.update()
+                after()
+                if step + 1 < self.iterations and time.monotonic() - saved >= pause:
+                    started = time.monotonic()
+                    self._save(step + 1)
+                    saved = time.monotonic()
+                    pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
 
     def _update(self, step: int, loss: Callable[[int], Tensor], optimiser: torch.optim.Optimizer) -> float:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
