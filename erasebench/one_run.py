@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig
 
 from erasebench import several
@@ -39,7 +38,7 @@ def finished(cell: Cell) -> Result | None:
         if record["key"] != cell.key:
             return None
         scores = tables.read_scores(cell.folder / "scores.parquet")
-        summary = pd.read_csv(cell.folder / "summary.csv", keep_default_na=False, na_values=[""])
+        summary = tables.read_summary(cell.folder / "summary.csv")
         return Result(cell.folder, scores, summary, record, True) if (cell.folder / "grid.png").exists() else None
     except (OSError, ValueError, KeyError):
         return None
@@ -82,5 +81,4 @@ def run(cfg: DictConfig) -> Result:
     prompts = prompts + steps.attack(cell, attack, erased, erased_key, original, prompts, concept, judge)
     images = steps.draw(cell, {"original": (original, cell.model_hash), "erased": (erased, erased_key)}, prompts)
     scores = steps.score(cell, evaluators, images)
-    versions = {name: evaluator.version for name, evaluator in evaluators.items()}
-    return steps.record(cell, scores, images, attack.access, versions)
+    return steps.record(cell, scores, images, attack, evaluators)

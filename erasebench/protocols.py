@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from erasebench.store.images import ImageSet
-from erasebench.types import Access, Concept, Pipeline, Prompt, Score, Strength, Verdict
+from erasebench.types import Access, Concept, Headline, Pipeline, Prompt, Score, Strength, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,11 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Short name of the judge and its weights, part of every metric's name."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """One sentence: what this judge is, of which weights."""
         ...
 
     def check(self, concepts: Collection[str]) -> None:
@@ -96,10 +101,15 @@ class Attack(Protocol):
     ``access`` is the threat model printed in every table. An attack that does not look at the erased model (``none``,
     ``text_encoder``) is searched once on ``original`` and reused for every method; one that asks it for images
     (``queries``, black-box) or for gradients (``model``, white-box) is searched for each.
+    ``strength`` is what it may change; attacks of different strengths are told apart in every table. ``control`` says
+    that it tries its luck and nothing more: what others are held against. ``spends`` names the fields that are its
+    budget (generations, queries ...); every other field is its strength or a setting.
     """
 
     access: Access
     strength: Strength
+    control: ClassVar[bool] = False
+    spends: ClassVar[tuple[str, ...]] = ()
 
     def check(self, concept: Concept) -> None:
         """Raise a one-line ValueError or OSError, before any weight is loaded, for what this attack cannot do."""
@@ -110,9 +120,16 @@ class Attack(Protocol):
 
 
 class Evaluator(Protocol):
-    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes."""
+    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes.
+
+    ``headlines`` says which of its metrics tables and flags show, in which order and as what; the others are recorded.
+    """
 
     groups: tuple[str, ...]
     version: int
+
+    @property
+    def headlines(self) -> Sequence[Headline]:
+        return ()
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

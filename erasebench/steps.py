@@ -218,15 +218,23 @@ def record(
     cell: Cell,
     scores: Mapping[str, list[Score]],
     images: Mapping[str, ImageSet],
-    access: str,
-    versions: Mapping[str, int],
+    attack: Attack,
+    evaluators: Mapping[str, Evaluator],
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
-    labels = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack")} | {"access": access}
+    labels: dict[str, Any] = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack", "budget")} | {
+        "settings": ""
+    }
+    labels |= {"access": attack.access, "strength": attack.strength, "control": getattr(attack, "control", False)}
+    facts: dict[str, Any] = {
+        "run": cell.key,
+        "cell": labels,
+        "versions": {name: e.version for name, e in evaluators.items()},
+        "headlines": {name: getattr(e, "headlines", ()) for name, e in evaluators.items()},
+    }
     frame = pd.concat(
-        tables.scores_frame(rows, run=cell.key, side=side, versions=versions, prompts=images[side].prompts, **labels)
-        for side, rows in scores.items()
+        tables.scores_frame(rows, side=side, prompts=images[side].prompts, **facts) for side, rows in scores.items()
     )
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)

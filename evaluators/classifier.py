@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from erasebench.judges.divided import asked
 from erasebench.judges.judging import judge_images
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
-from erasebench.types import ERASED_GROUPS, Score
+from erasebench.types import ERASED_GROUPS, Headline, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,25 @@ class Classifier:
     groups: tuple[str, ...] = ("target", "paraphrase", "attack", "neighbour", "unrelated", "coco")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = (
+        *(
+            Headline(metric="concept_present", role="present", group=g, place=p, label=label, head=g, unit="%")
+            for g, p, label in (
+                ("target", 10, "concept drawn: its name"),
+                ("paraphrase", 20, "concept drawn: synonyms"),
+                ("attack", 30, "concept drawn: attack prompts"),
+            )
+        ),
+        *(
+            Headline(metric="accuracy", role="kept", group=g, place=p, label=label, head=head, unit="%")
+            for g, p, label, head in (
+                ("neighbour", 40, "neighbours still drawn", "neighbours"),
+                ("unrelated", 50, "unrelated still drawn", "unrelated"),
+                ("coco", 60, "general prompts still drawn", ""),
+            )
+        ),
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
 
@@ -55,6 +75,7 @@ class Classifier:
                     relation=prompt.relation,
                     higher_is_better=not erased,
                     status=status,
+                    judge=judge,
                 )
                 for metric, value in zip((presence, f"probability.{judge}"), values, strict=True)
             ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from erasebench.store.images import ImageSet
-from erasebench.types import ERASED_GROUPS, Prompt, Score, Status
+from erasebench.types import ERASED_GROUPS, Headline, Prompt, Score, Status
 
 if TYPE_CHECKING:
     from erasebench.judges.clip import ImageText
@@ -33,6 +33,16 @@ class ClipScore:
     model: ImageText
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
     version: int = 1
+
+    headlines: ClassVar[tuple[Headline, ...]] = tuple(
+        Headline(metric="clip_score", group=group, label=label, head=head, place=place, role="similarity")
+        for group, place, label, head in (
+            ("target", 70, "CLIP score, its name", ""),
+            ("neighbour", 71, "CLIP score, neighbours", ""),
+            ("coco", 72, "CLIP score, general prompts", "CLIP"),
+            ("unrelated", 73, "CLIP score, unrelated", "CLIP"),
+        )
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from erasebench.store.images import ImageSet
-from erasebench.types import Score
+from erasebench.types import Headline, Score
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -168,6 +168,21 @@ class FID:
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
 
+    @property
+    def headlines(self) -> tuple[Headline, ...]:
+        """Against real images first, else against the original's; the metric's name, which ends in N, is the label."""
+        return tuple(
+            Headline(
+                metric=f"fid.{self.features.name}.{against}", group="kept", label="{metric}", head="FID", place=place,
+                role="distance",
+            )
+            for against, place in ((self._reference, 80), ("vs_original", 81))
+        )  # fmt: skip
+
+    @property
+    def _reference(self) -> str:
+        return f"vs_{getattr(self.features, 'reference_name', 'real')}"
+
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One or two scores of group ``kept``; with fewer than two images made, a status instead of a number."""
         chosen = images.only(self.groups)
@@ -178,8 +193,9 @@ class FID:
         reference = self.features.reference()
         if reference is not None:
             ours = _stack(drawn, drawn)
-            name = f"vs_{getattr(self.features, 'reference_name', 'real')}"
-            scores.append(self._score(name, ours, lambda keep: frechet_distance(*moments(ours[keep]), *reference[:2])))
+            scores.append(
+                self._score(self._reference, ours, lambda keep: frechet_distance(*moments(ours[keep]), *reference[:2]))
+            )
         shared = [i for i in drawn if i in base]
         now, before = _stack(drawn, shared), _stack(base, shared)
         scores.append(

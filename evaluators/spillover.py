@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from erasebench.judges.judging import Judged, judge_images
 from erasebench.protocols import Judge
-from erasebench.report.tables import wilson
+from erasebench.report.intervals import wilson
 from erasebench.store.images import ImageSet
-from erasebench.types import Score
+from erasebench.types import Headline, Score
 
 Outcome = tuple[int, int]  # images whose concept is seen, images judged
 
@@ -94,6 +95,10 @@ class Spillover:
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = (
+        Headline(metric="hm", group="all", label="{metric}", head="HM", place=90, role="mean"),
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
         if self.bootstrap < 100:
@@ -130,6 +135,7 @@ class Spillover:
             status="ok" if n else "error",
             low=100 * low if n else None,
             high=100 * high if n else None,
+            judge=self.judge.name,
         )
 
     def _harmonic(self, outcomes: Sequence[Outcome]) -> Score:
@@ -144,6 +150,7 @@ class Spillover:
             status="ok" if known else "error",
             low=low,
             high=high,
+            judge=self.judge.name,
         )
 
 
