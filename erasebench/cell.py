@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,13 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder, several, store
+from erasebench.building import without_extras
 from erasebench.store import provenance
 from erasebench.store.images import ImageSet
 from erasebench.store.sources import folder_hash, input_hashes, path_hash, source_hash, targets
 from erasebench.types import Prompt
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
 
@@ -123,6 +127,7 @@ def plan(cfg: DictConfig) -> Cell:
     config = OmegaConf.to_container(cfg, resolve=True)
     config["also"] = also
     check_numbers(config)
+    leave_out_extras(config)
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
     names["concept"] = several.name(names["concept"], config)
@@ -144,6 +149,21 @@ def plan(cfg: DictConfig) -> Cell:
     cell.judge_hash = folder_hash(EMBEDDED, root / "cache" / "fingerprints.json")
     refuse_other_config(cell)
     return cell
+
+
+def leave_out_extras(config: dict[str, Any]) -> None:
+    """Drop the evaluators whose optional packages are not installed, with a line; those asked for by name stay."""
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if any(override.lstrip("+~").startswith("evaluator") for override in typed):
+        return
+    kept, lacking = without_extras(config["evaluator"])
+    if not kept:  # an experiment that is about nothing else: building it says what to install
+        return
+    config["evaluator"] = kept
+    for name, packages in lacking.items():
+        log.warning("evaluator %s is left out: %s not installed", name, " and ".join(packages))
 
 
 def check_numbers(config: Any) -> None:
