@@ -193,7 +193,7 @@ def _names(cfg: DictConfig, config: Mapping[str, Any]) -> tuple[dict[str, str], 
     attack = word["attack"] + (f"-{origin_name(origin, config['model']['name'])}" if origin else "")
     attack = labels.label(attack, spent)
     concept = several.name(labels.label(word["concept"], changed("concept")), config)
-    own = str(labels.named(picked, ["model"]).hydra.runtime.choices["adaptation"]) if picked else "paper"
+    own = str(labels.named(picked, ["model", "concept"]).hydra.runtime.choices["adaptation"]) if picked else "paper"
     around = changed("model", "name", "path", "revision", "blur_unsafe", *FREE["model"])
     around |= _surroundings(picked, changed)
     names = {
