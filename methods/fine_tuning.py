@@ -7,7 +7,6 @@ are something else, and are trained by ``noxattn`` and ``notime``).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 import time
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from erasebench.diffusion import apply_tensors, fork
 from erasebench.store import workspace
-from erasebench.types import Concept, Pipeline
+from erasebench.types import Concept, Pipeline, seed_of
 from methods.on_policy import Denoiser
 from methods.precision import Autocast, check_autocast
 
@@ -187,8 +186,7 @@ def generator(*key: object) -> torch.Generator:
     >>> torch.equal(a, b), torch.equal(a, c)
     (True, False)
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(seed_of(repr(key)) >> 8)
 
 
 def uniform(low: int, high: int, draw: torch.Generator) -> int:
