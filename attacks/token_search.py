@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from attacks import denoising, free_tokens
 from attacks.free_tokens import Vocabulary
 from attacks.queries import Querying, attacked, better, names_concept, noted, unasked
 from attacks.side_by_side import Batch, Slot
+from erasebench import progress
 from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
@@ -122,7 +122,7 @@ class TokenSearch(Querying, Attack):
         victim = denoising.without_weight_gradients(pipe)
         models = Models(victim, original, concept, judge, Vocabulary.of(victim), fitted)
         records, latents = self._open(models, shortened)
-        with tqdm(total=len(latents) * self.rounds, desc=self.name, unit="round", disable=None) as bar:
+        with progress.bar(total=len(latents) * self.rounds, desc=self.name, unit="round") as bar:
             self._search(models, records, latents, bar)
         return [self._result(prompt, models, i, records[i]) for i, prompt in enumerate(prompts)]
 
@@ -160,7 +160,7 @@ class TokenSearch(Querying, Attack):
         workspace.current().save("opened", tensors, records={str(i): record for i, record in records.items()})
         return records, latents
 
-    def _search(self, models: Models, records: Records, latents: dict[int, Tensor], bar: tqdm) -> None:
+    def _search(self, models: Models, records: Records, latents: dict[int, Tensor], bar: progress.Bar) -> None:
         """Runs the search into ``records``; after every round all there is to keep is kept."""
         slots = self._resume(models, records, latents)
         pending = [i for i in sorted(latents) if records[i]["queries"] == 1]

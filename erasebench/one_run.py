@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig
 
 from erasebench import several
 from erasebench.building import build
-from erasebench.cell import EMBEDDED, Cell, Result, plan
+from erasebench.cell import Cell, Result, plan
 from erasebench.report import tables
+from erasebench.store.files import locate
 from erasebench.types import Concept, Prompt, joint
 
 
@@ -25,9 +24,8 @@ def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the model's tensors from its files' headers; none for a hub id or a model that will not load."""
     from erasebench.diffusion.headers import folder_shapes
 
-    path = Path(model["path"]) if model["path"] else EMBEDDED
     try:
-        return folder_shapes(path.expanduser())
+        return folder_shapes(locate(model["path"]))
     except ValueError:
         return {}
 
@@ -39,7 +37,7 @@ def finished(cell: Cell) -> Result | None:
         if record["key"] != cell.key:
             return None
         scores = tables.read_scores(cell.folder / "scores.parquet")
-        summary = pd.read_csv(cell.folder / "summary.csv", keep_default_na=False, na_values=[""])
+        summary = tables.read_summary(cell.folder / "summary.csv")
         return Result(cell.folder, scores, summary, record, True) if (cell.folder / "grid.png").exists() else None
     except (OSError, ValueError, KeyError):
         return None
@@ -71,6 +69,8 @@ def run(cfg: DictConfig) -> Result:
         judge.check(named)
     for part in concept.singles:
         attack.check(part)
+    for evaluator in evaluators.values():
+        getattr(evaluator, "check", lambda: None)()
     if hasattr(method, "check"):
         for part in concept.singles if config["together"] == "sequence" else [concept]:
             method.check(part, model_shapes(config["model"]))
@@ -82,5 +82,4 @@ def run(cfg: DictConfig) -> Result:
     prompts = prompts + steps.attack(cell, attack, erased, erased_key, original, prompts, concept, judge)
     images = steps.draw(cell, {"original": (original, cell.model_hash), "erased": (erased, erased_key)}, prompts)
     scores = steps.score(cell, evaluators, images)
-    versions = {name: evaluator.version for name, evaluator in evaluators.items()}
-    return steps.record(cell, scores, images, attack.access, versions)
+    return steps.record(cell, scores, images, attack, evaluators)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from erasebench.store.images import ImageSet
-from erasebench.types import Access, Concept, Pipeline, Prompt, Score, Strength, Verdict
+from erasebench.types import Access, Concept, Headline, Pipeline, Prompt, Score, Strength, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,11 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Short name of the judge and its weights, part of every metric's name."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """One sentence: what this judge is, of which weights."""
         ...
 
     def check(self, concepts: Collection[str]) -> None:
@@ -123,9 +128,22 @@ class Attack(Protocol):
 
 
 class Evaluator(Protocol):
-    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes."""
+    """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes.
+
+    ``headlines`` says which of its metrics tables and flags show, in which order and as what; the others are recorded.
+    ``needs`` names the packages of an optional extra that it imports, as a literal tuple in the class: an evaluator
+    nobody asked for by name is left out where they are not installed (``building.without_extras``).
+    """
 
     groups: tuple[str, ...]
     version: int
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def headlines(self) -> Sequence[Headline]:
+        return ()
+
+    def check(self) -> None:
+        """Raise a one-line ValueError or OSError, before any weight is loaded, for files this evaluator cannot read."""
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

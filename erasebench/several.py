@@ -37,12 +37,12 @@ def node(entry: Any) -> dict[str, Any]:
     changes = dict(entry) if isinstance(entry, Mapping | DictConfig) else {"name": entry}
     stem = str(changes.get("name"))
     file = next(
-        (f / "concept" / f"{stem}.yaml" for f in _folders() if (f / "concept" / f"{stem}.yaml").is_file()), None
+        (f / "concept" / f"{stem}.yaml" for f in config_folders() if (f / "concept" / f"{stem}.yaml").is_file()), None
     )
     if file is None:
         raise ValueError(f"also must name concepts of conf/concept; got {stem!r}; add conf/concept/{stem}.yaml")
     merged: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), changes), resolve=True)
-    return dict(merged)
+    return {key: value for key, value in dict(merged).items() if key != "defaults"}  # which brings the first's judge
 
 
 def name(first: str, config: Mapping[str, Any]) -> str:
@@ -74,7 +74,7 @@ def check_method(label: str, method: Any, config: Mapping[str, Any]) -> None:
         )
 
 
-def _folders() -> list[Path]:
+def config_folders() -> list[Path]:
     """Config folders in their order of precedence: those of ``--config-dir``, then our own."""
     from hydra.core.hydra_config import HydraConfig
 

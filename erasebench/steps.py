@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,20 +16,22 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
-from erasebench import diffusion, store
-from erasebench.cell import EMBEDDED, VERSION, Cell, Result, image_set
+from erasebench import diffusion, progress, store
+from erasebench.cell import DRAWING, VERSION, Cell, Result, image_set
+from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.report import budget, checks, tables
 from erasebench.report.contact_sheet import contact_sheet
+from erasebench.report.verdicts import verdicts
 from erasebench.store import provenance, workspace
-from erasebench.store.files import replacing
+from erasebench.store.files import locate, replacing
 from erasebench.store.images import ImageSet
-from erasebench.store.sources import input_hashes, source_hash, targets
 from erasebench.types import Concept, Pipeline, Prompt, Score
+
+log = logging.getLogger(__name__)
 
 COMMIT = 2  # batches drawn between two commits
 _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once
@@ -36,14 +40,14 @@ _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid 
 def load(cell: Cell) -> Pipeline:
     """The original model, float weights as configured, on the configured device."""
     model = cell.config["model"]
-    device = model["device"] if model["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = check_device("model.device", model["device"])
     name = f"{cell.model_hash} {model['dtype']} {device}"
     with cell.measured("load") as record:
         record["cached"] = name in _pipes
         if name not in _pipes:
             _pipes.clear()
-            path = model["path"] or EMBEDDED
-            _pipes[name] = diffusion.load(path, revision=model["revision"], dtype=model["dtype"], device=device)
+            options = {"revision": model["revision"], "dtype": model["dtype"], "device": device}
+            _pipes[name] = diffusion.load(locate(model["path"]), **options)
     return _pipes[name]
 
 
@@ -59,10 +63,11 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
             stages = list(zip(concept.parts, cell.concepts, strict=True))
     erased, key = original, cell.model_hash
     with cell.measured("erase") as record:
-        record |= {"cached": True, "bytes": 0}
+        record |= {"cached": True, "bytes": 0, "intact": True}
         for part, node in stages:
             erased, key = _erase(cell, method, (erased, key), part, node, record)
         record["changed_tensors"] = len(diffusion.changed_tensors(erased, original))
+        record["guided"] = getattr(erased, "guide", None) is not None
     return erased, key
 
 
@@ -76,10 +81,8 @@ def _erase(
 ) -> tuple[Pipeline, str]:
     """One erasure of a model and its key, from the store or into it."""
     model, model_key = before
-    node, brought = cell.config["method"], [cell.method_hash] if cell.method_hash else []
-    key = store.key(
-        VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node)), *brought
-    )
+    node = cell.config["method"]
+    key = store.key(VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, cell.made_from(node))
     base = {"base": model_key} if model_key != cell.model_hash else {}
 
     def make(folder: Path) -> None:
@@ -89,12 +92,15 @@ def _erase(
             cost = {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
             cost |= {f"{name}_evaluations": number for name, number in asdict(spent).items()}
         how = {"method": node, "concept": concept_node, "model": cell.model_hash, "cost": cost}
+        how["intact"] = erased is model  # the pipeline it was given: it says itself that it erases nothing
         erasures.save(folder, erased, model, **how, **base)
 
     record["cached"] &= store.read_manifest(cell.root / "cache" / "erase" / key) is not None
     folder = store.step(cell.root, "erase", key, make)
     erased = erasures.load(folder, model)
-    record |= {"key": key, "cost": erasures.read(folder)["cost"]}  # of the run that made it, since its last restart
+    how = erasures.read(folder)
+    record["intact"] &= how.get("intact", False)
+    record |= {"key": key, "cost": how["cost"]}  # of the run that made it, since its last restart
     record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return erased, model_key if erased is model else key
 
@@ -124,7 +130,7 @@ def _attack(
     seen = [weights, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
     key = store.key(
         VERSION, cell.model_hash, *seen, node, concept_node, [[p.id, p.digest()] for p in sources],
-        source_hash(targets(node)), input_hashes(node),
+        cell.made_from(node),
     )  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -148,8 +154,7 @@ def _attack(
 def _seen_by_search(cell: Cell) -> list[Any]:
     """What decides the images and verdicts that an attack on the erased model sees, its own settings apart."""
     model, judge = cell.config["model"], cell.config["judge"]
-    drawing = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
-    return [drawing, judge, cell.judge_hash, source_hash(targets(judge))]
+    return [{k: model[k] for k in DRAWING}, judge, cell.made_from(judge)]
 
 
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
@@ -163,13 +168,25 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
             todo["erased"] = []
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
-        with tqdm(total=total, desc="draw", unit="image", disable=None if total else True, smoothing=0.1) as bar:
+        record["truncated"] = _truncated(models["original"][0], prompts)
+        with progress.bar(total=total, desc="draw", unit="image") as bar:
             for side, digests in todo.items():
                 _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
     return sets
 
 
-def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: tqdm) -> None:
+def _truncated(pipe: Pipeline, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Group -> how many of its prompts are too long for the text encoder; said in the log: nothing else shows it."""
+    texts = [p for p in prompts if p.embeds is None]
+    cut = diffusion.cut_texts(pipe, [p.text for p in texts])
+    counts: dict[str, int] = dict(Counter(p.group for p in texts if p.text in cut))
+    room = pipe.tokenizer.model_max_length - 2
+    for group, n in counts.items():
+        log.warning("%s: %d prompts of more than %d tokens lose their end", group, n, room)
+    return counts
+
+
+def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: progress.Bar) -> None:
     """Draw prompts in full batches (the last is filled up), so that no image depends on how many are left."""
     size = model["batch_size"]
     for start in range(0, len(prompts), COMMIT * size):
@@ -191,15 +208,15 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
     """Scores of both models by every evaluator; the original's are shared by all methods."""
     out: dict[str, list[Score]] = {side: [] for side in images}
     shared = {k: cell.config[k] for k in ("judge", "clip", "features")}
-    with cell.measured("score") as record, tqdm(total=2 * len(evaluators), desc="score", disable=None) as bar:
+    with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
         for name, evaluator in evaluators.items():
             node = cell.config["evaluator"][name]
             for side in ("original", "erased"):
                 subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
-                inputs = [subset.key, base.key, cell.judge_hash, asked]
-                key = store.key(evaluator.version, node, source_hash(targets([node, shared])), shared, inputs)
+                inputs = [subset.key, base.key, asked]
+                key = store.key(evaluator.version, node, shared, cell.made_from(node, shared), inputs)
                 record["cached"] &= store.read_manifest(cell.root / "cache" / "score" / key) is not None
                 folder = store.step(cell.root, "score", key, partial(_score, evaluator, subset, base))
                 out[side] += [Score(**row) for row in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
@@ -217,27 +234,38 @@ def record(
     cell: Cell,
     scores: Mapping[str, list[Score]],
     images: Mapping[str, ImageSet],
-    access: str,
-    versions: Mapping[str, int],
+    attack: Attack,
+    evaluators: Mapping[str, Evaluator],
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
-    labels = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack")} | {"access": access}
+    labels: dict[str, Any] = {
+        **names,
+        "access": attack.access,
+        "strength": attack.strength,
+        "control": getattr(attack, "control", False),
+    }
+    facts: dict[str, Any] = {
+        "run": cell.key,
+        "cell": labels,
+        "versions": {name: e.version for name, e in evaluators.items()},
+        "headlines": {name: getattr(e, "headlines", ()) for name, e in evaluators.items()},
+    }
     frame = pd.concat(
-        tables.scores_frame(rows, run=cell.key, side=side, versions=versions, prompts=images[side].prompts, **labels)
-        for side, rows in scores.items()
+        tables.scores_frame(rows, side=side, prompts=images[side].prompts, **facts) for side, rows in scores.items()
     )
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
-    flags = [*checks.flags(frame, summary), *checks.search_flags(searched)]
+    flags = [*checks.flags(frame, summary), *checks.search_flags(searched), *checks.erasure_flags(cell.steps["erase"])]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
     with replacing(cell.folder / "grid.png") as work:
-        contact_sheet(images, title=_title(names), blur=blur).save(work, format="PNG")
-    budget.write(cell.folder, images["erased"].prompts, _title(names))
+        said = {side: verdicts(frame, side) for side in images}
+        contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
+    budget.write(cell.folder, images["erased"].prompts, cell.title)
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),
@@ -294,8 +322,3 @@ def _budget(prompts: Sequence[Prompt]) -> dict[str, Any]:
         elif numbers:
             out[f"mean_{name}"] = sum(numbers) / len(numbers)
     return out
-
-
-def _title(names: Mapping[str, str]) -> str:
-    erasure = f"{names['concept']} erased by {names['method']} ({names['recipe']}) on {names['model']}"
-    return f"{erasure}, attack {names['attack']}"

@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from erasebench import fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,10 @@ Group = Literal["target", "paraphrase", "neighbour", "unrelated", "coco", "attac
 Access = Literal["none", "text_encoder", "queries", "model"]  # queries: images of the erased model, judged
 Strength = Literal["text", "embedding", "latent", "weights"]
 Status = Literal["ok", "nan", "constant", "error"]
+Role = Literal["", "present", "kept", "success", "similarity", "distance", "mean"]
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GROUPS: tuple[Group, ...] = get_args(Group)
 ERASED_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "attack")  # groups that ask for the erased concept
 KEPT_GROUPS: tuple[Group, ...] = ("neighbour", "unrelated", "coco")  # groups whose concept should survive
 
@@ -54,7 +59,7 @@ class Concept:
         parts: the single concepts, for several that are erased jointly, see :func:`joint`; empty for one.
 
     Raises:
-        ValueError: no phrase, an unknown kind, or an anchor equal to the concept.
+        ValueError: no phrase, one word where a list belongs, an unknown kind, or an anchor equal to the concept.
 
     >>> Concept(name="cat", kind="object", phrases=["cat", "kitty"], anchor="dog").phrases
     ('cat', 'kitty')
@@ -70,15 +75,14 @@ class Concept:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "phrases", tuple(self.phrases))
-        object.__setattr__(self, "preserve", tuple(self.preserve))
-        object.__setattr__(self, "neighbours", {k: tuple(v) for k, v in self.neighbours.items()})
-        if self.kind not in ("object", "style", "unsafe", "identity"):
-            raise ValueError(
-                f"concept {self.name!r}: kind must be object, style, unsafe or identity; got {self.kind!r}"
-            )
-        if not self.phrases or not all(p.strip() for p in self.phrases):
-            raise ValueError(f"concept {self.name!r} needs at least one non-empty phrase; add phrases: [{self.name}]")
+        object.__setattr__(self, "name", fields.text("concept.name", self.name, empty=False))
+        fields.choice("concept.kind", self.kind, KINDS)
+        hint = "write concept.anchor= for the unconditional text"
+        object.__setattr__(self, "anchor", fields.text("concept.anchor", self.anchor, hint=hint))
+        hint = f"write concept.phrases=[{self.name}]"
+        object.__setattr__(self, "phrases", fields.texts("concept.phrases", self.phrases, least=1, hint=hint))
+        object.__setattr__(self, "preserve", fields.texts("concept.preserve", self.preserve))
+        object.__setattr__(self, "neighbours", _relations(self.neighbours))
         if self.anchor.strip().lower() in {p.strip().lower() for p in self.phrases}:
             raise ValueError(
                 f"concept {self.name!r}: anchor {self.anchor!r} is the concept itself; choose another text"
@@ -88,6 +92,14 @@ class Concept:
     def singles(self) -> tuple[Concept, ...]:
         """The concepts to erase one by one: the parts of a joint concept, else this one alone."""
         return self.parts or (self,)
+
+
+def _relations(neighbours: Any) -> dict[str, tuple[str, ...]]:
+    """Relation -> names, each a list of texts."""
+    if not isinstance(neighbours, Mapping):
+        advice = "write concept.neighbours={visual: [dog, fox]}"
+        raise ValueError(f"concept.neighbours must map relations to lists of names; got {neighbours!r}; {advice}")
+    return {str(k): fields.texts(f"concept.neighbours.{k}", names) for k, names in neighbours.items()}
 
 
 def joint(concepts: Sequence[Concept]) -> Concept:
@@ -179,6 +191,7 @@ class Score:
         higher_is_better: direction for this metric in this group; None if it has none.
         status: ok, nan, constant or error. An error is a status, never a score.
         low, high: interval for a whole-group metric that brings its own, else None.
+        judge: name of the judge whose word the number rests on; "" if there is none.
     """
 
     evaluator: str
@@ -191,6 +204,48 @@ class Score:
     status: Status = "ok"
     low: float | None = None
     high: float | None = None
+    judge: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """What tables and flags show of an evaluator's metric in one prompt group; without one, a metric is only recorded.
+
+    Args:
+        metric: the metric's name, or its first parts: ``concept_present`` is every ``concept_present.<judge>.top1``.
+        group: prompt group.
+        label: row of the closing table; ``{metric}`` stands for the metric's name; "" for no row of its own.
+        head: column of the leaderboard; "" for none. Of two metrics with one head the one with the smaller place stands
+            there.
+        place: order in tables, small first. The judge with the smallest place is the one that flags listen to.
+        unit: ``%`` for a fraction that is shown in percent.
+        role: what flags and tables do with it. present: how often the erased concept is seen; kept: how often what was
+            asked for is seen; success: an attack's success; similarity: image to text; distance: between sets of
+            images; mean: one number for the whole erasure, by which a leaderboard is sorted.
+
+    >>> Headline(metric="any@0.6", group="target", label="", role="present").fits("any@0.65", "target")
+    False
+    """
+
+    metric: str
+    group: str
+    label: str
+    head: str = ""
+    place: int = 100
+    unit: Literal["", "%"] = ""
+    role: Role = ""
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise ValueError(
+                f"headline {self.metric!r}: role must be one of {', '.join(get_args(Role))}; got {self.role!r}"
+            )
+        if self.unit not in ("", "%"):
+            raise ValueError(f"headline {self.metric!r}: unit must be '' or '%'; got {self.unit!r}")
+
+    def fits(self, metric: str, group: str) -> bool:
+        """Whether a score of this name and group is meant."""
+        return group == self.group and f"{metric}.".startswith(f"{self.metric.removesuffix('.')}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from erasebench import fields
+from erasebench.judges.judging import check_files
+from erasebench.protocols import Evaluator
 from erasebench.store.images import ImageSet
-from erasebench.types import Score
+from erasebench.types import GROUPS, Headline, Score
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -141,7 +144,7 @@ def _features(network: FeatureNetwork, images: ImageSet) -> dict[str, np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class FID:
+class FID(Evaluator):
     """Fréchet distance between feature distributions, pooled over the groups that should survive.
 
     - ``fid.<network>.vs_<reference>.n<N>``: N images against the network's statistics of real images;
@@ -166,7 +169,26 @@ class FID:
     version: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", fields.chosen("evaluator.fid.groups", self.groups, GROUPS, least=1))
+
+    def check(self) -> None:
+        """The network's files are there and of the right kind, as far as it says how to find out."""
+        check_files(self.features)
+
+    @property
+    def headlines(self) -> tuple[Headline, ...]:
+        """Against real images first, else against the original's; the metric's name, which ends in N, is the label."""
+        return tuple(
+            Headline(
+                metric=f"fid.{self.features.name}.{against}", group="kept", label="{metric}", head="FID", place=place,
+                role="distance",
+            )
+            for against, place in ((self._reference, 80), ("vs_original", 81))
+        )  # fmt: skip
+
+    @property
+    def _reference(self) -> str:
+        return f"vs_{getattr(self.features, 'reference_name', 'real')}"
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One or two scores of group ``kept``; with fewer than two images made, a status instead of a number."""
@@ -178,8 +200,9 @@ class FID:
         reference = self.features.reference()
         if reference is not None:
             ours = _stack(drawn, drawn)
-            name = f"vs_{getattr(self.features, 'reference_name', 'real')}"
-            scores.append(self._score(name, ours, lambda keep: frechet_distance(*moments(ours[keep]), *reference[:2])))
+            scores.append(
+                self._score(self._reference, ours, lambda keep: frechet_distance(*moments(ours[keep]), *reference[:2]))
+            )
         shared = [i for i in drawn if i in base]
         now, before = _stack(drawn, shared), _stack(base, shared)
         scores.append(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from erasebench.judges.judging import Judged, judge_images
-from erasebench.protocols import Judge
-from erasebench.report.tables import wilson
+from erasebench import fields
+from erasebench.judges.judging import Judged, check_files, judge_images
+from erasebench.protocols import Evaluator, Judge
+from erasebench.report.intervals import wilson
 from erasebench.store.images import ImageSet
-from erasebench.types import Score
+from erasebench.types import GROUPS, Headline, Score
 
 Outcome = tuple[int, int]  # images whose concept is seen, images judged
 
@@ -65,7 +67,7 @@ def harmonic_interval(outcomes: Sequence[Outcome], draws: int, seed: int) -> tup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spillover:
+class Spillover(Evaluator):
     """EraseBench's spillover measures on our own concepts, with a judge's top-1 accuracy, all in percent.
 
     - ``efficacy.<judge>`` (group target) and ``generality.<judge>`` (paraphrase): how often the erased concept is still
@@ -94,10 +96,18 @@ class Spillover:
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
     version: int = 1
 
+    headlines: ClassVar[tuple[Headline, ...]] = (
+        Headline(metric="hm", group="all", label="{metric}", head="HM", place=90, role="mean"),
+    )
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
-        if self.bootstrap < 100:
-            raise ValueError(f"bootstrap must be at least 100 samples; got {self.bootstrap}")
+        object.__setattr__(self, "groups", fields.chosen("evaluator.spillover.groups", self.groups, GROUPS, least=1))
+        fields.integer("evaluator.spillover.bootstrap", self.bootstrap, least=100, hint="fewer give no interval")
+        fields.integer("evaluator.spillover.seed", self.seed, least=0)
+
+    def check(self) -> None:
+        """The judge's files can be read, as far as it says how to find out."""
+        check_files(self.judge)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Whole-set scores, see the class; ``original`` holds the same prompts drawn by the un-erased model."""
@@ -130,6 +140,7 @@ class Spillover:
             status="ok" if n else "error",
             low=100 * low if n else None,
             high=100 * high if n else None,
+            judge=self.judge.name,
         )
 
     def _harmonic(self, outcomes: Sequence[Outcome]) -> Score:
@@ -144,6 +155,7 @@ class Spillover:
             status="ok" if known else "error",
             low=low,
             high=high,
+            judge=self.judge.name,
         )
 
 

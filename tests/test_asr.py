@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from erasebench.report import display
-from erasebench.report.tables import scores_frame, summarise, wilson
+from erasebench.report.intervals import wilson
+from erasebench.report.tables import scores_frame, summarise
 from erasebench.store.images import ImageSet, write_shard
 from erasebench.types import Prompt, Verdict
 from evaluators.asr import ASR, Outcome, either, rates
+from tests.cells import HEADLINES, cell
 
 YES, NO, LOST = Outcome(True, "ok"), Outcome(False, "ok"), Outcome(None, "nan")
 
@@ -49,8 +51,8 @@ def frame(images, original=None):
         side: ASR(judge=WhiteJudge()).score(one, images)
         for side, one in (("erased", images), ("original", original or images))
     }
-    cell = {"run": "r", "model": "m", "concept": "cat", "method": "uce", "attack": "a", "access": "model"}
-    return pd.concat(scores_frame(s, side=side, versions={"asr": 1}, **cell) for side, s in scores.items())
+    facts = {"run": "r", "cell": cell(attack="a", access="model"), "versions": {"asr": 1}, "headlines": HEADLINES}
+    return pd.concat(scores_frame(s, side=side, **facts) for side, s in scores.items())
 
 
 def summary(images, original=None):

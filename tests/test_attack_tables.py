@@ -14,10 +14,13 @@ from PIL import Image
 
 from benchmarks.attack_tables import ATTACK_HEADS, Rate, attack_matrix, attacks, cells, draw_budget, transfer
 from erasebench.report.budget import success_by_budget
-from erasebench.report.tables import scores_frame, wilson, write_csv, write_scores
+from erasebench.report.intervals import wilson
+from erasebench.report.tables import scores_frame, write_csv, write_scores
 from erasebench.types import Score
+from tests.cells import HEADLINES, cell
 
 N = 20
+CONTROLS = ("reseed", "best_of_n")
 ACCESS = {
     "none": "none", "nudity142": "none", "ringabell": "text_encoder", "reseed": "queries", "best_of_n": "queries",
     "unlearndiffatk": "model", "inverse_edit": "model",
@@ -47,7 +50,14 @@ def write_run(root, attack, after, *, method="uce", plain=2, seed=0, settings=()
             ]  # fmt: skip
         names = {"model": "emoji", "concept": "cat", "method": method, "recipe": "r", "attack": attack}
         parts.append(
-            scores_frame(rows, run=str(folder), access=access, side=side, versions={"classifier": 1, "asr": 1}, **names)
+            scores_frame(
+                rows,
+                run=str(folder),
+                cell=cell(**names, access=access, control=attack in CONTROLS),
+                side=side,
+                versions={"classifier": 1, "asr": 1},
+                headlines=HEADLINES,
+            )
         )
     write_scores(folder / "scores.parquet", pd.concat(parts))
     spent = {}

@@ -11,7 +11,7 @@ from PIL import Image
 from erasebench import steps
 from erasebench.report import budget
 from erasebench.report.budget import success_by_budget
-from erasebench.report.tables import wilson
+from erasebench.report.intervals import wilson
 from erasebench.types import Prompt
 
 

@@ -12,6 +12,10 @@ import pytest
 from erasebench.report.checks import between_attacks, flags, search_flags
 from erasebench.report.tables import scores_frame, summarise
 from erasebench.types import Score
+from tests.cells import HEADLINES
+from tests.cells import cell as named
+
+CONTROLS = ("random_prefix", "reseed", "best_of_n")
 
 
 def cell(
@@ -31,8 +35,9 @@ def cell(
         ]  # fmt: skip
         parts.append(
             scores_frame(
-                [*rows, *(whole or [])], run=f"{method}/{attack}", model="emoji", concept="cat", method=method,
-                recipe="paper", attack=attack, access=access, side=side, versions={"classifier": 1, "fid": 1},
+                [*rows, *(whole or [])], run=f"{method}/{attack}", side=side, versions={"classifier": 1, "fid": 1},
+                cell=named(method=method, attack=attack, access=access, control=attack in CONTROLS),
+                headlines=HEADLINES,
             )
         )  # fmt: skip
     return pd.concat(parts)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from erasebench.report.tables import wilson
+from erasebench.report.intervals import wilson
 from erasebench.store.images import ImageSet, write_shard
 from erasebench.types import Prompt, Verdict
 from evaluators.spillover import Spillover, harmonic_interval, harmonic_mean

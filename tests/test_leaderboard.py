@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 from erasebench.leaderboard import folder, main
+from erasebench.report.intervals import wilson
 from erasebench.report.leaderboard import COLUMNS, grid, leaderboard
-from erasebench.report.tables import scores_frame, wilson, write_scores
+from erasebench.report.tables import scores_frame, write_scores
 from erasebench.types import Score
+from tests.cells import HEADLINES, cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,8 +42,8 @@ def scores(method, *, target=0.1, hm=80.0, version=1, concept="cat", attack="non
         rows += each("clip_score", "clip_score.m", "target", lambda i: 10.0)
         parts.append(
             scores_frame(
-                rows + whole, run=run or f"{concept}/{method}/{attack}/{version}", model="emoji", concept=concept,
-                method=method, recipe="paper", attack=attack, access="none", side=side,
+                rows + whole, run=run or f"{concept}/{method}/{attack}/{version}", side=side, headlines=HEADLINES,
+                cell=cell(concept=concept, method=method, attack=attack),
                 versions={"classifier": version, "spillover": 1, "fid": 1, "clip_score": 1},
             )
         )  # fmt: skip
@@ -103,8 +105,8 @@ def attacked(judge, outcomes, method="uce"):
             for name, values in outcomes.items() for i, v in enumerate(values)
         ]  # fmt: skip
         parts.append(
-            scores_frame(rows, run=f"cat/{method}/p4d/1", model="emoji", concept="cat", method=method, recipe="paper",
-                         attack="p4d", access="none", side=side, versions={"asr": 1})
+            scores_frame(rows, run=f"cat/{method}/p4d/1", cell=cell(method=method, attack="p4d"), side=side,
+                         versions={"asr": 1}, headlines=HEADLINES)
         )  # fmt: skip
     return pd.concat(parts)
 

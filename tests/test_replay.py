@@ -23,6 +23,7 @@ from erasebench.found import main
 from erasebench.report import tables
 from erasebench.report.found import digest, read_found, write_csv
 from erasebench.types import Concept, Prompt, Score
+from tests.cells import cell
 
 ROOT = Path(__file__).parents[1]
 CAT = Concept(name="cat", phrases=("cat",))
@@ -62,7 +63,7 @@ def stored_run(root: Path, prompts=None, kind="object", concept="cat", attack="s
     plain = [Prompt(id=f"target-{i}", text="t", seed=i) for i in range(4)]
     scores = [Score(evaluator="c", metric="m", value=1.0, group="target", prompt_id=p.id) for p in plain]
     frame = tables.scores_frame(
-        scores, run="k", side="erased", access="model", versions={"c": 1}, prompts=plain, **names
+        scores, run="k", side="erased", cell=cell(**names, access="model"), versions={"c": 1}, prompts=plain
     )  # fmt: skip
     tables.write_scores(folder / "scores.parquet", frame)
     return folder

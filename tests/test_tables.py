@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasebench.report import tables
-from erasebench.types import Prompt, Score
+from erasebench.report.intervals import bootstrap_mean, mcnemar, newcombe_paired, wilson
+from erasebench.types import Headline, Prompt, Score
+from tests.cells import HEADLINES, cell
 
-CELL = {"run": "r0", "model": "emoji", "concept": "cat", "method": "uce", "attack": "none", "access": "none"}
 NAN = math.nan
 
 
@@ -25,9 +26,9 @@ def hit(prompt_id, value, *, metric="concept_present.j.top1", group="target", re
 
 
 def frame(erased, original=(), **changes):
-    cell = {**CELL, "versions": {"classifier": 1, "fid": 2}, **changes}
+    named = {"run": "r0", "cell": cell(), "versions": {"classifier": 1, "fid": 2}, "headlines": HEADLINES, **changes}
     sides = (("erased", erased), ("original", original))
-    return pd.concat([tables.scores_frame(rows, side=side, **cell) for side, rows in sides], ignore_index=True)
+    return pd.concat([tables.scores_frame(rows, side=side, **named) for side, rows in sides], ignore_index=True)
 
 
 def only(summary, **where):
@@ -40,9 +41,9 @@ def only(summary, **where):
 def test_the_columns_are_the_schema():
     table = frame([hit("target-0", 1.0)])
     assert list(table.columns) == [
-        "run", "model", "concept", "method", "recipe", "attack", "access", "group", "relation", "evaluator",
-        "evaluator_version", "metric", "prompt_id", "seed", "value", "status", "side", "low", "high",
-        "higher_is_better",
+        "run", "model", "concept", "method", "recipe", "attack", "budget", "settings", "access", "strength", "control",
+        "group", "relation", "evaluator", "evaluator_version", "metric", "judge", "prompt_id", "seed", "value",
+        "status", "side", "low", "high", "higher_is_better", "role", "label", "head", "unit", "place",
     ]  # fmt: skip
     assert {name: str(dtype) for name, dtype in table.dtypes.items()} == dict(tables.DTYPES)
 
@@ -67,7 +68,7 @@ def test_contradictions_are_refused(score, changes, message):
     with pytest.raises(ValueError, match=message):
         frame([score], **changes)
     with pytest.raises(ValueError, match="side must be"):
-        tables.scores_frame([], side="both", versions={}, **CELL)
+        tables.scores_frame([], run="r", side="both", versions={}, cell=cell())
     with pytest.raises(ValueError, match="two of concept_present"):
         frame([hit("0", 1.0), hit("0", 0.0)])
 
@@ -92,7 +93,7 @@ def test_a_bad_file_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; run the cell"):
         tables.read_scores(tmp_path / "other.parquet")
     pd.DataFrame({"value": [1.0]}).to_parquet(path)
-    with pytest.raises(ValueError, match="has no column 'run'; found value"):
+    with pytest.raises(ValueError, match=r"has no column 'run', .* found value"):
         tables.read_scores(path)
     with pytest.raises(FileNotFoundError, match=r"no scores.parquet under .*run `python -m erasebench` first"):
         tables.read_results(tmp_path / "nowhere")
@@ -109,9 +110,9 @@ def test_rates_are_counted_paired_and_tested():
     original = [hit(f"p{i:02d}", float(i != 0)) for i in range(50)]  # 49 of 50
     row = only(tables.summarise(frame(erased, original)))
     assert (row.n, row.n_failed, row["mean"], row.base) == (50, 0, 0.1, 0.98)
-    assert (row.low, row.high) == tables.wilson(5, 50) and (row.base_low, row.base_high) == tables.wilson(49, 50)
-    assert row.delta == pytest.approx(-0.88) and row.p_value == tables.mcnemar(1, 45)
-    assert (row.delta_low, row.delta_high) == tables.newcombe_paired(4, 1, 45, 0)
+    assert (row.low, row.high) == wilson(5, 50) and (row.base_low, row.base_high) == wilson(49, 50)
+    assert row.delta == pytest.approx(-0.88) and row.p_value == mcnemar(1, 45)
+    assert (row.delta_low, row.delta_high) == newcombe_paired(4, 1, 45, 0)
     assert row.higher_is_better is np.False_ or row.higher_is_better is False
 
 
@@ -134,7 +135,7 @@ def test_means_are_bootstrapped_and_have_no_p_value():
     erased = [hit(f"p{i}", 20.0 + i, **clip) for i in range(10)]
     original = [hit(f"p{i}", 21.0 + i, **clip) for i in range(10)]
     row = only(tables.summarise(frame(erased, original)))
-    assert row["mean"] == 24.5 and (row.low, row.high) == tables.bootstrap_mean([20.0 + i for i in range(10)])
+    assert row["mean"] == 24.5 and (row.low, row.high) == bootstrap_mean([20.0 + i for i in range(10)])
     assert (row.delta, row.delta_low, row.delta_high) == (-1.0, -1.0, -1.0)  # paired: the prompts' spread cancels
     assert math.isnan(row.p_value) and bool(row.higher_is_better)
 
@@ -148,7 +149,7 @@ def test_one_value_beyond_0_and_1_makes_a_metric_a_mean_in_every_group():
         hit("d", 0.0, group="attack", **count),
     ]
     row = only(tables.summarise(frame(rows, rows)), group="target")
-    assert math.isnan(row.p_value) and (row.low, row.high) == tables.bootstrap_mean([0.0, 1.0])
+    assert math.isnan(row.p_value) and (row.low, row.high) == bootstrap_mean([0.0, 1.0])
 
 
 def test_neighbours_are_summarised_per_relation_and_together():
@@ -188,14 +189,14 @@ def test_a_metric_of_a_whole_group_keeps_its_own_interval():
 
 def test_evaluator_versions_and_recipes_are_never_pooled():
     parts = [frame([hit("a", 1.0)]), frame([hit("a", 0.0)], run="r1", versions={"classifier": 2}),
-             frame([hit("a", 0.0)], run="r2", recipe="paper")]  # fmt: skip
+             frame([hit("a", 0.0)], run="r2", cell=cell(recipe="uce_emoji"))]  # fmt: skip
     assert tables.summarise(pd.concat(parts))["n"].tolist() == [1, 1, 1]
 
 
 def test_the_same_prompt_in_two_runs_is_two_pairs():
     both = pd.concat([frame([hit("a", 0.0)], [hit("a", 1.0)], run=run) for run in ("r0", "r1")])
     row = only(tables.summarise(both))
-    assert row.n == 2 and row.delta == -1.0 and row.p_value == tables.mcnemar(0, 2)
+    assert row.n == 2 and row.delta == -1.0 and row.p_value == mcnemar(0, 2)
 
 
 VALUE = st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0]), st.sampled_from(["target", "attack"]))
@@ -220,3 +221,62 @@ def test_an_empty_table_has_an_empty_summary(tmp_path):
     summary = tables.summarise(frame([]))
     assert summary.empty and list(summary.columns) == list(tables.SUMMARY)
     assert tables.write_csv(tmp_path / "summary.csv", summary).read_text() == ",".join(tables.SUMMARY) + "\n"
+
+
+# --- headlines, integers, tables of older versions ---
+
+
+def test_a_score_takes_the_facts_of_its_headline():
+    named = {
+        "classifier": (
+            Headline(metric="sharp", group="target", label="{metric}!", head="sharp", place=7, unit="%", role="kept"),
+            Headline(metric="sharp.x", group="target", label="never: the first that fits is taken"),
+        )
+    }
+    rows = [hit("a", 1.0, metric="sharp.x.v2"), hit("a", 1.0, metric="sharper"), hit("a", 1.0, group="coco")]
+    table = frame(rows, headlines=named).set_index("metric")
+    assert table.loc["sharp.x.v2", list(tables.FACTS)].tolist() == ["kept", "sharp.x.v2!", "sharp", "%", 7]
+    assert table.loc["sharper", "label"] == "" and pd.isna(table.loc["sharper", "place"])
+    row = only(tables.summarise(frame(rows, headlines=named)), metric="sharp.x.v2")
+    assert (row.role, row.label, row["head"], row.unit, row.place) == ("kept", "sharp.x.v2!", "sharp", "%", 7)
+
+
+def test_a_summary_survives_its_file(tmp_path):
+    rows = [hit("a", 1.0, relation="visual"), hit("b", 0.1, metric="probability.j"), hit(None, 0.5, metric="fid")]
+    summary = tables.summarise(frame(rows, rows, cell=cell(control=True)))
+    back = tables.read_summary(tables.write_csv(tmp_path / "summary.csv", summary))
+    pd.testing.assert_frame_equal(back, summary)
+    (tmp_path / "summary.csv").write_text("model,concept\nemoji,cat\n")
+    with pytest.raises(ValueError, match=r"summary.csv has no column 'method', an older version wrote it"):
+        tables.read_summary(tmp_path / "summary.csv")
+
+
+def test_seeds_keep_every_digit_beside_prompts_without_one(tmp_path):
+    seeds = [2**63 - 1, 2**53 + 1, 0]
+    prompts = [Prompt(id=f"p{i}", text="a", seed=seed) for i, seed in enumerate(seeds)]
+    table = frame([hit(None, 0.5), *(hit(f"p{i}", 1.0) for i in range(3))], prompts=prompts)
+    back = tables.read_scores(tables.write_scores(tmp_path / "runs" / "scores.parquet", table))
+    for one in (table, back, tables.read_results(tmp_path)):
+        assert dict(zip(one.prompt_id, one.seed, strict=True))["p0"] == 2**63 - 1
+        assert sorted(one.seed.dropna()) == sorted(seeds) and one.seed.isna().sum() == 1
+
+
+@pytest.mark.parametrize("missing", ["budget", "settings", "strength", "judge", "place"])
+def test_a_table_of_an_older_version_is_one_line(tmp_path, missing):
+    path = tables.write_scores(tmp_path / "runs" / "a" / "scores.parquet", frame([hit("0", 1.0)]))
+    pd.read_parquet(path).drop(columns=missing).to_parquet(path)
+    for read in (lambda: tables.read_scores(path), lambda: tables.read_results(tmp_path, headlines=True)):
+        with pytest.raises(ValueError, match=rf"{path} has no column '{missing}', an older version .* run its cell ag"):
+            read()
+
+
+def test_only_headlines_are_read_where_nothing_else_is_wanted(tmp_path):
+    table = frame([hit("0", 1.0), hit("0", 1.0, metric="probability.j")])
+    tables.write_scores(tmp_path / "runs" / "scores.parquet", table)
+    assert tables.read_results(tmp_path, headlines=True).metric.tolist() == ["concept_present.j.top1"]
+
+
+@pytest.mark.parametrize("where", ["budget", "settings", "strength", "recipe"])
+def test_rows_that_differ_in_how_they_were_run_stay_apart(where):
+    both = pd.concat([frame([hit("a", 1.0)]), frame([hit("a", 0.0)], run="r1", cell=cell(**{where: "other"}))])
+    assert sorted(tables.summarise(both)["mean"]) == [0.0, 1.0]

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from erasebench.emoji.classifier import WEIGHTS, to_pictures
+from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, to_pictures
+from erasebench.store.files import locate
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class EmojiCLIP:
         """Unit features float32 [n, 128]."""
         return self.model.image(to_pictures(images)).numpy()
 
+    def check(self, labels: Sequence[str]) -> None:
+        """A ValueError for a label that is no concept of the embedded world, whose words are all this model knows."""
+        EmojiJudge().check(labels)
+
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Unit features float32 [n, 128]; over-long texts are cut at 77 tokens."""
@@ -45,12 +50,13 @@ class EmojiCLIP:
 
 
 @cache
-def load_contrastive(folder: Path = WEIGHTS) -> EmojiCLIP:
-    """The shipped contrastive model, float32, in evaluation mode."""
+def load_contrastive(weights: str | Path = WEIGHTS) -> EmojiCLIP:
+    """The contrastive model of an embedded model's folder, float32, in evaluation mode."""
     from transformers import CLIPTokenizer
 
     from erasebench.emoji import networks
 
+    folder = locate(weights)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     model = networks.Contrastive(tokenizer)
     tensors = load_file(folder / "contrastive" / "model.safetensors")

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import Any
 
-from erasebench.prompts.files import place_hash
+from erasebench import fields
+from erasebench.prompts import grammar as english
+from erasebench.prompts.files import check_limit, place_hash
 from erasebench.prompts.safety import drop_minors as drop_minors  # part of reading a set, for its callers
 from erasebench.prompts.safety import safe_prompts
 from erasebench.types import Concept, Group, Prompt
 
-SLOTS = ("object", "style", "background")
+SLOTS = ("object", "style", "background", "identity", "unsafe")
+KIND_SLOTS = ("identity", "unsafe")  # for concepts of that kind alone; without such a template they are objects
+GRAMMARS = ("english", "none")
 TEMPLATE_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
 
 
@@ -23,25 +28,29 @@ TEMPLATE_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "neighbour", "unre
 class TemplatePrompts:
     """The prompt groups of a concept, built from sentence templates; raising a number keeps the prompts before it.
 
-    The concept fills ``{object}``, or ``{style}`` if it is a style; the other slots are filled from the lists. The
-    groups: target (the concept's first phrase), paraphrase (its other phrases), neighbour (related concepts, spread
-    evenly over every relation and name), unrelated (concepts far away) and coco (everything in the lists that is not
-    the concept, as the COCO captions are for Stable Diffusion). What fills a slot, and the seed, depend on (seed,
+    The concept fills ``{object}``, or ``{style}`` if it is a style; where templates have ``{identity}`` or ``{unsafe}``
+    a concept of that kind fills that, since "a photo of a nudity" is no English. The other slots are filled from the
+    lists. The groups: target (the concept's first phrase), paraphrase (its other phrases), neighbour (related concepts,
+    spread evenly over every relation and name), unrelated (concepts far away) and coco (everything in the lists that is
+    not the concept, as the COCO captions are for Stable Diffusion). What fills a slot, and the seed, depend on (seed,
     group, index) only. The parts of a joint concept take turns in every group, and nothing that is erased is a
     neighbour, unrelated, or in another prompt's slot.
 
     Args:
-        templates: sentences with the slots {object}, {style}, {background}.
+        templates: sentences with the slots {object}, {style}, {background}, {identity}, {unsafe}.
         objects, styles, backgrounds: what fills the slots.
-        n: group -> number of prompts; groups left out are not made.
+        n: group -> number of prompts; groups left out are not made. One number is that of every group.
+        limit: of each group, at most so many prompts; None for all.
         seed: another seed gives other fills and other noise.
+        grammar: ``english`` writes an apple, and leaves an article out where a phrase brings its own (a person wearing
+            clothes); ``none`` fills slots as they are, for a model that was trained on such texts.
 
     Raises:
-        ValueError: an unknown slot or group, a negative number, or a slot with nothing to fill it.
+        ValueError: an unknown slot, group or grammar, a negative number, or a slot with nothing to fill it.
 
     >>> source = TemplatePrompts(templates=["a {style} {object}"], objects=["dog"], styles=["ink"], n={"target": 2})
     >>> [(p.id, p.text) for p in source.prompts(Concept(name="cat", phrases=["cat"]))]
-    [('target-000', 'a ink cat'), ('target-001', 'a ink cat')]
+    [('target-000', 'an ink cat'), ('target-001', 'an ink cat')]
     """
 
     templates: tuple[str, ...]
@@ -50,19 +59,25 @@ class TemplatePrompts:
     backgrounds: tuple[str, ...] = ()
     n: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TEMPLATE_GROUPS, 50))
     seed: int = 0
+    limit: int | None = None
+    grammar: str = "english"
 
     def __post_init__(self) -> None:
         for name in ("templates", "objects", "styles", "backgrounds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, fields.texts(f"prompts.{name}", getattr(self, name)))
         if not self.templates:
             raise ValueError("templates must name at least one sentence; got none; add 'a picture of a {object}'")
+        if self.grammar not in GRAMMARS:
+            raise ValueError(f"grammar must be {' or '.join(GRAMMARS)}; got {self.grammar!r}; correct its spelling")
         for template in self.templates:
             unknown = _slots(template) - set(SLOTS)
             if unknown:
                 raise ValueError(f"template {template!r} has slot {min(unknown)!r}; use {', '.join(SLOTS)}")
-        for group, number in self.n.items():
-            if group not in TEMPLATE_GROUPS or number < 0:
-                raise ValueError(f"n must map {', '.join(TEMPLATE_GROUPS)} to numbers >= 0; got {group}: {number}")
+        fields.integer("prompts.seed", self.seed, least=0)
+        check_limit("prompts", self.limit)
+        wanted = _numbers(self.n)
+        wanted = wanted if self.limit is None else {group: min(n, self.limit) for group, n in wanted.items()}
+        object.__setattr__(self, "n", wanted)
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         """All groups' prompts about ``concept``."""
@@ -106,7 +121,7 @@ class TemplatePrompts:
 
     def _part(self, group: Group, part: Concept, concept: Concept) -> list[tuple[str, str, str, str]]:
         """The fills of one single concept; ``concept`` is everything that is erased."""
-        own = "style" if part.kind == "style" else "object"
+        own = self._own(part)
         if group == "target":
             return [(own, part.phrases[0], part.name, "")]
         if group == "paraphrase":
@@ -117,10 +132,20 @@ class TemplatePrompts:
         if group == "unrelated":
             return [("object", name, name, "unrelated") for name in kept.get("unrelated", ())]
         pairs = [(relation, name) for relation, names in kept.items() if relation != "unrelated" for name in names]
-        return [(own, name, name, relation) for relation, name in pairs]
+        beside = "object" if own == "unsafe" else own  # what stands beside nudity is no nudity
+        return [(beside, name, name, relation) for relation, name in pairs]
+
+    def _own(self, part: Concept) -> str:
+        """The slot that a concept fills."""
+        if part.kind == "style":
+            return "style"
+        return (
+            part.kind if part.kind in KIND_SLOTS and any(part.kind in _slots(t) for t in self.templates) else "object"
+        )
 
     def _templates(self, slot: str) -> Sequence[str]:
-        usable = [t for t in self.templates if slot in _slots(t)]
+        foreign = set(KIND_SLOTS) - {slot}
+        usable = [t for t in self.templates if slot in _slots(t) and not _slots(t) & foreign]
         if not usable:
             raise ValueError(f"templates must have one with {{{slot}}}; got {', '.join(self.templates)}; add one")
         return usable
@@ -135,7 +160,18 @@ class TemplatePrompts:
                     f"{slot}s must have a word other than the concept's for {template!r}; got none; add one"
                 )
             fills[slot] = words[place_hash(self.seed, group, index, slot) % len(words)]
-        return template.format(**fills)
+        return english.fill(template, fills) if self.grammar == "english" else template.format(**fills)
+
+
+def _numbers(n: Any) -> dict[str, int]:
+    """Group -> number of prompts, from such a mapping or from one number for all."""
+    if not isinstance(n, Mapping):
+        hint = f"write prompts.n=50, or prompts.n={{{TEMPLATE_GROUPS[0]}: 50}}"
+        return dict.fromkeys(TEMPLATE_GROUPS, fields.integer("prompts.n", n, least=0, hint=hint))
+    for group, number in n.items():
+        fields.choice("group of prompts.n", group, TEMPLATE_GROUPS)
+        fields.integer(f"prompts.n.{group}", number, least=0)
+    return dict(n)
 
 
 def _slots(template: str) -> set[str]:

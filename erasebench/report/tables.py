@@ -2,7 +2,8 @@
 
 ``scores.parquet`` has one row per value with the columns of :data:`DTYPES`. A row is of the erased model or of the
 original model (``side``) on the same prompts and noise. ``prompt_id`` is missing for a metric of a whole group, which
-then brings its own interval in ``low`` and ``high``. Everything else people read is a function of these rows.
+then brings its own interval in ``low`` and ``high``. ``place`` is missing for a metric that is no headline. Everything
+else people read is a function of these rows.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from erasebench.report.intervals import bootstrap_mean, cluster_bootstrap, mcnemar, newcombe_paired, wilson
+from erasebench.report.summary import summarise_prompts, summarise_whole
 from erasebench.store.files import replacing
-from erasebench.types import Prompt, Score, Status
+from erasebench.types import Headline, Prompt, Score, Status
 
-__all__ = [
-    "COLUMNS", "DTYPES", "KEYS", "SUMMARY", "bootstrap_mean", "cluster_bootstrap", "mcnemar", "newcombe_paired",
-    "read_results", "read_scores", "scores_frame", "summarise", "wilson", "write_csv", "write_scores",
-]  # fmt: skip
-
+CELL = ("model", "concept", "method", "recipe", "attack", "budget", "settings", "access", "strength", "control")
+FACTS = ("role", "label", "head", "unit", "place")  # of a headline, as its evaluator declares it
 DTYPES: Mapping[str, str] = {
-    "run": "str", "model": "str", "concept": "str", "method": "str", "recipe": "str", "attack": "str", "access": "str",
+    "run": "str", **dict.fromkeys(CELL, "str"), "control": "bool",
     "group": "str", "relation": "str", "evaluator": "str", "evaluator_version": "int64", "metric": "str",
-    "prompt_id": "str", "seed": "Int64", "value": "float64", "status": "str", "side": "str",
+    "judge": "str", "prompt_id": "str", "seed": "Int64", "value": "float64", "status": "str", "side": "str",
     "low": "float64", "high": "float64", "higher_is_better": "boolean",
+    **dict.fromkeys(FACTS, "str"), "place": "Int64",
 }  # fmt: skip
 COLUMNS = tuple(DTYPES)
-CELL = ("model", "concept", "method", "recipe", "attack", "access")
-KEYS = (*CELL, "group", "relation", "evaluator", "evaluator_version", "metric")
-SUMMARY = (
-    *KEYS, "n", "n_failed", "mean", "low", "high", "base", "base_low", "base_high", "delta", "delta_low", "delta_high",
-    "p_value", "higher_is_better",
-)  # fmt: skip
+METRIC = ("evaluator", "evaluator_version", "metric", "judge")
+KEYS = (*CELL, "group", "relation", *METRIC)
+NUMBERS = ("mean", "low", "high", "base", "base_low", "base_high", "delta", "delta_low", "delta_high", "p_value")
+SUMMARY = (*KEYS, "n", "n_failed", *NUMBERS, "higher_is_better", *FACTS)
 SIDES = ("erased", "original")
+_SUMMARY_DTYPES = {name: DTYPES.get(name, "int64" if name.startswith("n") else "float64") for name in SUMMARY}
 _IDENTITY = ["run", *KEYS, "side", "prompt_id"]
-_ARROW = {"str": pa.string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "boolean": pa.bool_()}
+_ARROW = {
+    "str": pa.string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(),
+    "boolean": pa.bool_(),
+}  # fmt: skip
 _SCHEMA = pa.schema([(name, _ARROW[dtype]) for name, dtype in DTYPES.items()])
 
 
@@ -62,62 +63,96 @@ def scores_frame(
     scores: Iterable[Score],
     *,
     run: str,
-    model: str,
-    concept: str,
-    method: str,
-    attack: str,
-    access: str,
     side: str,
+    cell: Mapping[str, Any],
     versions: Mapping[str, int],
-    recipe: str = "",
+    headlines: Mapping[str, Sequence[Headline]] | None = None,
     prompts: Iterable[Prompt] = (),
 ) -> pd.DataFrame:
     """Scores of one side of one run as rows of the tidy table.
 
     Args:
         scores: what the evaluators returned.
-        run, model, concept, method, recipe, attack, access: the cell, the same for every row.
+        run: key of the run.
         side: "erased" or "original".
+        cell: what the run is, the keys of :data:`CELL`; the same for every row.
         versions: evaluator -> version of its definition.
+        headlines: evaluator -> what tables show of it; the first that fits a score is joined to its row.
         prompts: where the seeds are looked up, by group and id.
 
     Raises:
-        ValueError: an unknown side or status, a value that contradicts its status, a missing version, or two values
-            for one metric of one prompt.
+        ValueError: an unknown side or status, a value that contradicts its status, a missing version, a cell with
+            other keys, or two values for one metric of one prompt.
     """
     if side not in SIDES:
         raise ValueError(f"side must be erased or original; got {side!r}")
+    if set(cell) != set(CELL):
+        raise ValueError(f"cell must have the keys {', '.join(CELL)}; got {', '.join(cell)}")
     scores = list(scores)
     for score in scores:
         _check(score, versions)
     seeds: dict[tuple[str, str | None], int] = {(p.group, p.id): p.seed for p in prompts}
-    cell = {"run": run, "model": model, "concept": concept, "method": method, "recipe": recipe, "attack": attack}
+    facts = _Facts(headlines or {})
     rows = [
         {
-            **cell, "access": access, "group": s.group, "relation": s.relation, "evaluator": s.evaluator,
-            "evaluator_version": versions[s.evaluator], "metric": s.metric, "prompt_id": s.prompt_id,
+            "run": run, **cell, "group": s.group, "relation": s.relation, "evaluator": s.evaluator,
+            "evaluator_version": versions[s.evaluator], "metric": s.metric, "judge": s.judge, "prompt_id": s.prompt_id,
             "seed": seeds.get((s.group, s.prompt_id)), "value": s.value, "status": s.status, "side": side,
             "low": s.low, "high": s.high, "higher_is_better": s.higher_is_better,
+            **facts[s.evaluator, s.metric, s.group],
         }
         for s in scores
     ]  # fmt: skip
-    return _typed(pd.DataFrame(rows, columns=list(COLUMNS)), f"run {run}")
+    # a column at a time: integers beside None would go through float64 and lose their last digits
+    columns = {c: pd.array([row[c] for row in rows], dtype=dtype) for c, dtype in DTYPES.items()}
+    return _sorted(pd.DataFrame(columns), f"run {run}")
 
 
-def _typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The frame with the schema's columns, dtypes and row order; one value per metric, prompt and side."""
-    absent = [c for c in COLUMNS if c not in frame.columns]
-    if absent:
-        raise ValueError(f"{name} has no column {absent[0]!r}; found {', '.join(map(str, frame.columns))}")
-    frame = frame[list(COLUMNS)].astype(dict(DTYPES))
-    double = frame.duplicated(_IDENTITY)
+class _Facts(dict[tuple[str, str, str], dict[str, Any]]):
+    """(evaluator, metric, group) -> the facts of its headline, looked up once each."""
+
+    def __init__(self, headlines: Mapping[str, Sequence[Headline]]) -> None:
+        super().__init__()
+        self.headlines = headlines
+
+    def __missing__(self, key: tuple[str, str, str]) -> dict[str, Any]:
+        evaluator, metric, group = key
+        found = next((h for h in self.headlines.get(evaluator, ()) if h.fits(metric, group)), None)
+        if found is None:
+            self[key] = dict.fromkeys(FACTS, "") | {"place": None}
+        else:
+            self[key] = {name: getattr(found, name) for name in FACTS}
+            self[key]["label"] = found.label.replace("{metric}", metric)
+        return self[key]
+
+
+def _typed(frame: pd.DataFrame, name: str, dtypes: Mapping[str, str] = DTYPES) -> pd.DataFrame:
+    """The frame with these columns and dtypes."""
+    _complete(list(map(str, frame.columns)), name, dtypes)
+    return frame[list(dtypes)].astype(dict(dtypes))
+
+
+def _complete(columns: Sequence[str], name: str, dtypes: Mapping[str, str] = DTYPES) -> None:
+    if absent := [c for c in dtypes if c not in columns]:
+        raise ValueError(
+            f"{name} has no column {absent[0]!r}, an older version wrote it or it is no table of this kind; found "
+            f"{', '.join(columns)}; delete it and run its cell again"
+        )
+
+
+def _sorted(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows in the schema's order; one value per metric, prompt and side."""
+    _unique(frame.duplicated(_IDENTITY).to_numpy(), frame, name)
+    return frame.sort_values(_IDENTITY, kind="stable", na_position="first").reset_index(drop=True)
+
+
+def _unique(double: np.ndarray, frame: pd.DataFrame, name: str) -> None:
     if double.any():
         row = frame[double].iloc[0]
         raise ValueError(
             f"{name} must have one value per metric, prompt and side; got two of {row.metric} for "
             f"{row.prompt_id} ({row.side})"
         )
-    return frame.sort_values(_IDENTITY, kind="stable", na_position="first").reset_index(drop=True)
 
 
 def write_scores(path: str | Path, frame: pd.DataFrame) -> Path:
@@ -128,10 +163,31 @@ def write_scores(path: str | Path, frame: pd.DataFrame) -> Path:
         OSError: the folder is not writable or the disk is full.
     """
     path = Path(path)
-    table = pa.Table.from_pandas(_typed(frame, path.name), schema=_SCHEMA, preserve_index=False)
+    frame = _sorted(_typed(frame, path.name), path.name)
+    table = pa.Table.from_pandas(frame, schema=_SCHEMA, preserve_index=False)
     with replacing(path) as work:
         pq.write_table(table.replace_schema_metadata(None), work, compression="zstd")
     return path
+
+
+def _read(path: Path, headlines: bool = False) -> pa.Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; run the cell first")
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a readable Parquet file; delete it and run its cell again") from error
+    _complete(table.column_names, str(path))
+    try:
+        table = table.select(list(COLUMNS)).cast(_SCHEMA)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} must have the types of a table of scores; {error}; run its cell again") from error
+    return table.filter(table["place"].is_valid()) if headlines else table
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    mapper = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get  # integers never through float
+    return table.to_pandas(types_mapper=mapper).astype(dict(DTYPES))
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
@@ -139,24 +195,21 @@ def read_scores(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a Parquet file of scores.
+        ValueError: it is not a Parquet file of scores, or an older version wrote it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; run the cell first")
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is not a readable Parquet file; delete it and run its cell again") from error
-    mapper = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get
-    return _typed(table.to_pandas(types_mapper=mapper), str(path))
+    return _frame(_read(Path(path)))
 
 
-def read_results(root: str | Path) -> pd.DataFrame:
+def read_results(root: str | Path, headlines: bool = False) -> pd.DataFrame:
     """All scores under a results folder, ``runs/**/scores.parquet``, in path order.
+
+    Args:
+        root: the results folder.
+        headlines: only the rows of headline metrics.
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: a file that :func:`read_scores` refuses.
     """
     paths = sorted(Path(root).glob("runs/**/scores.parquet"))
     if not paths:
@@ -164,7 +217,7 @@ def read_results(root: str | Path) -> pd.DataFrame:
             f"no scores.parquet under {Path(root) / 'runs'}; run `python -m erasebench` first, or name another "
             "folder with results=DIR"
         )
-    return pd.concat([read_scores(path) for path in paths], ignore_index=True)
+    return _frame(pa.concat_tables([_read(path, headlines) for path in paths]))
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> Path:
@@ -174,66 +227,29 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> Path:
     return Path(path)
 
 
+def read_summary(path: str | Path) -> pd.DataFrame:
+    """A ``summary.csv`` with the dtypes that :func:`summarise` gives it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an older version wrote it, or it is no summary.
+    """
+    path = Path(path)
+    try:
+        frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+        _complete(list(frame.columns), str(path), _SUMMARY_DTYPES)
+        truth = {"True": True, "False": False, "": None}
+        for name, dtype in _SUMMARY_DTYPES.items():
+            if dtype in ("bool", "boolean"):
+                frame[name] = pd.array([truth[word] for word in frame[name]], dtype="boolean")
+            elif dtype != "str":
+                frame[name] = frame[name].replace("", None if dtype == "Int64" else "nan")
+        return _typed(frame, str(path), _SUMMARY_DTYPES)
+    except (KeyError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no readable summary; {error}; delete it and run its cell again") from error
+
+
 # --- the summary ---
-
-
-def _interval(values: np.ndarray, rate: bool) -> tuple[float, float, float]:
-    """Mean with its interval: Wilson for a rate, bootstrap otherwise."""
-    if len(values) == 0:
-        return math.nan, math.nan, math.nan
-    low, high = wilson(int(values.sum()), len(values)) if rate else bootstrap_mean(values.tolist())
-    return float(values.mean()), low, high
-
-
-def _difference(erased: np.ndarray, original: np.ndarray, rate: bool) -> dict[str, float]:
-    """Paired difference erased - original of the same prompts, with interval and, for rates, p-value."""
-    if len(erased) == 0:
-        return dict.fromkeys(("delta", "delta_low", "delta_high", "p_value"), math.nan)
-    if rate:
-        both, gained = int((erased * original).sum()), int((erased * (1 - original)).sum())
-        lost = int(((1 - erased) * original).sum())
-        low, high = newcombe_paired(both, gained, lost, len(erased) - both - gained - lost)
-        p_value = mcnemar(gained, lost)
-    else:
-        (low, high), p_value = bootstrap_mean(erased - original), math.nan
-    return {"delta": float((erased - original).mean()), "delta_low": low, "delta_high": high, "p_value": p_value}
-
-
-def _summarise_prompts(erased: pd.DataFrame, original: pd.DataFrame, rate: bool) -> dict[str, Any]:
-    pairs = erased.merge(original, on=["run", "prompt_id"], suffixes=("", "_original"))
-    mean, low, high = _interval(erased.value.to_numpy(), rate)
-    base, base_low, base_high = _interval(original.value.to_numpy(), rate)
-    difference = _difference(pairs.value.to_numpy(), pairs.value_original.to_numpy(), rate)
-    return {
-        "mean": mean, "low": low, "high": high, "base": base, "base_low": base_low, "base_high": base_high, **difference
-    }  # fmt: skip
-
-
-def _summarise_whole(erased: pd.DataFrame, original: pd.DataFrame) -> dict[str, Any]:
-    """A metric of the whole group: its own interval is kept; several runs are averaged and have none."""
-
-    def side(rows: pd.DataFrame) -> tuple[float, float, float]:
-        own = (rows.low.iloc[0], rows.high.iloc[0]) if len(rows) == 1 else (math.nan, math.nan)
-        return rows.value.mean(), *own
-
-    (mean, low, high), (base, base_low, base_high) = side(erased), side(original)
-    return {
-        "mean": mean, "low": low, "high": high, "base": base, "base_low": base_low, "base_high": base_high,
-        "delta": mean - base, "delta_low": math.nan, "delta_high": math.nan, "p_value": math.nan,
-    }  # fmt: skip
-
-
-def _summary_row(keys: Sequence[Any], rows: pd.DataFrame, rate: bool) -> dict[str, Any]:
-    ok, erased = rows.status == "ok", rows.side == "erased"
-    summary = _summarise_whole if rows.prompt_id.isna().all() else lambda a, b: _summarise_prompts(a, b, rate)
-    directions = rows.higher_is_better.dropna()
-    return {
-        **dict(zip(KEYS, keys, strict=True)),
-        "n": int((erased & ok).sum()),
-        "n_failed": int((erased & ~ok).sum()),
-        **summary(rows[erased & ok], rows[~erased & ok]),
-        "higher_is_better": bool(directions.iloc[0]) if len(directions) else None,
-    }
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
@@ -253,12 +269,42 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     frame = _typed(frame, "scores")
     related = frame[(frame.relation != "") & frame.prompt_id.notna()]
     frame = pd.concat([frame, related.assign(relation="")], ignore_index=True)
-    metric = ["evaluator", "evaluator_version", "metric"]
-    rates = frame[frame.status == "ok"].groupby(metric).value.agg(lambda v: v.isin((0.0, 1.0)).all())
-    rows = [
-        _summary_row(keys, group, bool(rates.get(keys[-3:], False)))
-        for keys, group in frame.groupby(list(KEYS), sort=True)
-    ]
-    table = pd.DataFrame(rows, columns=list(SUMMARY))
-    dtypes = {name: DTYPES[name] for name in KEYS} | {"n": "int64", "n_failed": "int64", "higher_is_better": "boolean"}
-    return table.astype(dtypes | dict.fromkeys(SUMMARY[len(KEYS) + 2 : -1], "float64"))
+    if not len(frame):
+        return pd.DataFrame(columns=list(SUMMARY)).astype(_SUMMARY_DTYPES)
+    group = frame.groupby(list(KEYS), sort=True).ngroup().to_numpy()
+    pair = frame.groupby(["run", "prompt_id"], sort=True, dropna=False).ngroup().to_numpy()
+    erased = (frame.side == "erased").to_numpy(bool)
+    order = np.lexsort((pair, ~erased, group))
+    frame, group, pair, erased = frame.iloc[order], group[order], pair[order], erased[order]
+    same = (np.diff(group) == 0) & (np.diff(pair) == 0) & (np.diff(erased.astype(int)) == 0)
+    _unique(np.append(False, same), frame, "scores")
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    table = frame.iloc[starts].reset_index(drop=True)  # one row for each group of rows, with its keys and facts
+    numbers = _numbers(frame, np.append(starts, len(frame)), pair, erased, _rates(frame).iloc[starts].to_numpy())
+    direction = frame.groupby(group, sort=True).higher_is_better.first().reset_index(drop=True)
+    table = pd.concat([table[[*KEYS, *FACTS]], numbers], axis=1).assign(higher_is_better=direction)
+    return table[list(SUMMARY)].astype(_SUMMARY_DTYPES)
+
+
+def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
+    """For each row whether its metric is a rate: all ok values 0 or 1, in every group."""
+    other = (frame.status == "ok") & ~frame.value.isin((0.0, 1.0))
+    return ~other.groupby([frame[name] for name in METRIC], sort=False).transform("any")
+
+
+def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: np.ndarray, rates: np.ndarray) -> Any:
+    """n, n_failed and :data:`NUMBERS` of each slice between two edges; rows are in order of side and pair."""
+    value, low, high = (frame[name].to_numpy() for name in ("value", "low", "high"))
+    ok, whole = (frame.status == "ok").to_numpy(bool), frame.prompt_id.isna().to_numpy()
+    rows = []
+    for start, stop, rate in zip(edges[:-1], edges[1:], rates, strict=True):
+        good, ours = ok[start:stop], erased[start:stop]
+        here, there = start + np.flatnonzero(good & ours), start + np.flatnonzero(good & ~ours)
+        counts = {"n": len(here), "n_failed": int((~good & ours).sum())}
+        if whole[start:stop].all():
+            sides = [(value[i], low[i], high[i]) for i in (here, there)]
+            rows.append(counts | summarise_whole(*sides))
+        else:
+            shared = np.intersect1d(pair[here], pair[there], assume_unique=True, return_indices=True)[1:]
+            rows.append(counts | summarise_prompts(value[here], value[there], shared, bool(rate)))
+    return pd.DataFrame(rows)
