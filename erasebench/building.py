@@ -1,7 +1,11 @@
-"""Make the objects that config nodes describe."""
+"""Make the objects that config nodes describe, and say which packages they need."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -14,3 +18,47 @@ def build(config: Any) -> Any:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
+
+
+def without_extras(nodes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The nodes that can be built with what is installed, and for each of the others the packages it lacks.
+
+    >>> without_extras({"a": {"_target_": "erasebench.types.Concept", "name": "cat"}})
+    ({'a': {'_target_': 'erasebench.types.Concept', 'name': 'cat'}}, {})
+    """
+    lacking = {name: missing_packages(node) for name, node in nodes.items()}
+    return {name: node for name, node in nodes.items() if not lacking[name]}, {k: v for k, v in lacking.items() if v}
+
+
+def missing_packages(config: Any) -> list[str]:
+    """What the classes behind a node's ``_target_`` values declare as ``needs`` and is not installed.
+
+    Read off their source, so that nothing is imported for it and a finished run is still found in a second.
+    """
+    wanted = dict.fromkeys(package for target in _targets(config) for package in _needs(target))
+    return [package for package in wanted if importlib.util.find_spec(package) is None]
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield str(config["_target_"])
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for value in config:
+            yield from _targets(value)
+
+
+def _needs(target: str) -> tuple[str, ...]:
+    module, _, name = target.rpartition(".")
+    try:
+        spec = importlib.util.find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8")) if spec and spec.origin else ast.Module([], [])
+    except (ImportError, ValueError, OSError, SyntaxError):
+        return ()  # building it will say what is wrong
+    body = [line for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name for line in node.body]
+    for line in body:
+        named = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        if getattr(named, "id", "") == "needs" and (value := getattr(line, "value", None)) is not None:
+            return tuple(ast.literal_eval(value))
+    return ()

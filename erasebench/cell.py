@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,15 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import labels, progress, several, store
+from erasebench.building import without_extras
 from erasebench.report.runs import find_run
 from erasebench.store import provenance
 from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
 from erasebench.store.sources import folder_hash, input_hashes, source_hash, targets
 from erasebench.types import Prompt
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the run's steps; raise it when their results change
 IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
@@ -132,6 +136,7 @@ def plan(cfg: DictConfig) -> Cell:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["also"] = also
     check_numbers(config)
+    leave_out_extras(config)
     if origin := config["attack"].get("run"):
         config["attack"]["run"] = str(find_run(origin))
     names, place = _names(cfg, config)
@@ -142,6 +147,21 @@ def plan(cfg: DictConfig) -> Cell:
     cell.model_hash = model_hash(config["model"], cell.memory)
     grow(cell)
     return cell
+
+
+def leave_out_extras(config: dict[str, Any]) -> None:
+    """Drop the evaluators whose optional packages are not installed, with a line; those asked for by name stay."""
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if any(override.lstrip("+~").startswith("evaluator") for override in typed):
+        return
+    kept, lacking = without_extras(config["evaluator"])
+    if not kept:  # an experiment that is about nothing else: building it says what to install
+        return
+    config["evaluator"] = kept
+    for name, packages in lacking.items():
+        log.warning("evaluator %s is left out: %s not installed", name, " and ".join(packages))
 
 
 def check_numbers(config: Any) -> None:

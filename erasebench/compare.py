@@ -1,8 +1,10 @@
-"""Several erased models in one picture: the same prompts and noise, a column for each method.
+"""Several erased models in one picture: the same prompts and noise, a column for each method, rates under its name.
 
-    python -m erasebench.compare concept=cat [results=DIR] [method=uce,rece] [seed=0] [per_group=2] [tile=72] [out=FILE]
+    python -m erasebench.compare                     what the newest run's model and concept have, all methods
+    python -m erasebench.compare concept=cat method=uce,rece [results=DIR] [model=NAME] [seed=0] [per_group=2] [tile=72]
 
-Shows what runs without an attack have drawn; nothing is drawn here. Written to ``results/compare_<concept>.png``.
+Shows what runs have drawn, whatever they were attacked with; nothing is drawn here. Written to
+``results/compare_<concept>.png`` and ``.pdf``, or to ``out=FILE.png`` or ``out=FILE.pdf`` alone.
 """
 
 from __future__ import annotations
@@ -10,106 +12,227 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from erasebench import store
 from erasebench.building import build
 from erasebench.cell import image_set
 from erasebench.report.contact_sheet import contact_sheet
-from erasebench.store.files import replacing
+from erasebench.report.pictures import save
+from erasebench.report.tables import read_scores
+from erasebench.report.verdicts import Verdicts, verdicts
 from erasebench.store.images import ImageSet
-from erasebench.types import Concept, joint
+from erasebench.types import Concept, Prompt, joint
 
 USAGE = (
-    "usage: python -m erasebench.compare concept=NAME [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "
+    "usage: python -m erasebench.compare [concept=NAME] [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "
     "[tile=72] [out=FILE]"
 )
 DEFAULTS = {
-    "concept": "", "results": "results", "model": "emoji", "method": "", "seed": "0", "per_group": "2", "tile": "72",
+    "concept": "", "results": "results", "model": "", "method": "", "seed": "", "per_group": "2", "tile": "72",
     "out": "",
 }  # fmt: skip
 
 
-def compare(
-    root: Path, concept: str, *, model: str = "emoji", methods: Sequence[str] = (), seed: int = 0, per_group: int = 2,
-    tile: int = 72,
-) -> Image.Image:  # fmt: skip
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its record."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {k: str(v) for k, v in self.record["identity"]["names"].items()} | {
+            "seed": str(self.record["config"]["seed"])
+        }
+
+    @property
+    def erased(self) -> str:
+        """Key of all that its erased images depend on."""
+        return str(self.record["steps"]["erase"]["key"])
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts it drew besides its attack's."""
+        config = self.record["config"]
+        concepts: list[Concept] = [build(node) for node in (config["concept"], *config["also"])]
+        erased = joint(concepts) if len(concepts) > 1 else concepts[0]
+        return [p for p in build(config["prompts"]).prompts(erased) if p.group != "coco"]
+
+    def images(self, weights: str, prompts: Sequence[Prompt]) -> ImageSet:
+        root = next(parent for parent in self.folder.parents if parent.name == "runs").parent
+        return image_set(root, weights, self.record["config"]["model"], prompts)
+
+    def verdicts(self, side: str) -> Verdicts:
+        """What its judge said; nothing if its table cannot be read."""
+        try:
+            return verdicts(read_scores(self.folder / "scores.parquet"), side)
+        except (OSError, ValueError):
+            return {}
+
+
+def find(root: Path, **wanted: str) -> list[Run]:
+    """Finished runs under a results folder, the newest first; ``wanted``: model, concept, seed, "" for any."""
+    runs = []
+    for path in sorted(root.glob("runs/**/run.json"), key=lambda p: (-p.stat().st_mtime, str(p))):
+        try:
+            run = Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
+            _ = run.names["method"], run.erased, run.record["model_hash"], run.record["config"]["prompts"]
+        except (OSError, ValueError, KeyError, TypeError):  # unfinished, or of an older version
+            continue
+        if all(not value or run.names.get(key) == value for key, value in wanted.items()):
+            runs.append(run)
+    return runs
+
+
+def choose(runs: Sequence[Run], methods: Sequence[str] = ()) -> tuple[dict[str, Run], list[str]]:
+    """A run for each column, by the method's name as it is typed, and the names of methods that do not fit beside.
+
+    Args:
+        runs: of one model, concept and seed, the newest first.
+        methods: labels or folder names in the order of the columns; none: all, alphabetically.
+
+    Raises:
+        FileNotFoundError: a method without a run.
+        ValueError: a method that was asked for was run on another model, concept or drawing setting.
+    """
+    columns: dict[str, Run] = {}
+    for name in methods:
+        found = [run for run in runs if name in (run.names["method"], *run.folder.parts[-3:-2])]
+        if not found:
+            have = ", ".join(sorted({run.names["method"] for run in runs})) or "none"
+            raise FileNotFoundError(f"method {name!r} must have been run; found {have}; run it first")
+        columns[name] = found[0]
+    if not methods:
+        erased = {run.erased: run for run in reversed(runs) if run.erased != run.record["model_hash"]}
+        labels = [run.names["method"] for run in erased.values()]
+        for run in sorted(erased.values(), key=lambda run: run.names["method"]):
+            label = run.names["method"]
+            columns[label if labels.count(label) == 1 else f"{label} ({run.names['recipe']})"] = run
+    if not columns:
+        return {}, []
+    reference = next(iter(columns.values())) if methods else runs[0]
+    unfit = [name for name, run in columns.items() if _ground(run) != _ground(reference)]
+    if unfit and methods:
+        raise ValueError(
+            f"{unfit[0]} must have been run on the model, drawing settings and concept of {methods[0]}; leave one out"
+        )
+    return {name: run for name, run in columns.items() if name not in unfit}, unfit
+
+
+def _ground(run: Run) -> Any:
+    """What two runs must share to stand side by side, besides prompts."""
+    return run.record["model_hash"], run.record["identity"]["model"], run.record["identity"]["concept"]
+
+
+def shared_prompts(columns: dict[str, Run]) -> list[Prompt]:
+    """The prompts that every run has drawn, on both sides.
+
+    Raises:
+        ValueError: there are none.
+    """
+    drawn = []
+    for run in columns.values():
+        prompts = run.prompts()
+        missing = {
+            digest
+            for weights in (run.erased, run.record["model_hash"])
+            for digest in store.missing(run.images(weights, prompts).folder, [p.digest() for p in prompts])
+        }
+        drawn.append({(p.group, p.id, p.digest()): p for p in prompts if p.digest() not in missing})
+    common = reduce(lambda a, b: {key: p for key, p in a.items() if key in b}, drawn)
+    if not common:
+        raise ValueError(
+            f"{', '.join(columns)} must have drawn the same prompts; they share none; run them again with one "
+            "results=DIR, seed= and prompts="
+        )
+    return list(common.values())
+
+
+def compare(columns: dict[str, Run], *, per_group: int = 2, tile: int = 72) -> Image.Image:
     """One page: rows are prompts, columns the original model and every method's.
 
     Args:
-        root: results folder.
-        concept: name of the erased concept, as its folder is called.
-        model: name of the model.
-        methods: folder names (``uce``, ``uce-paper``) in the order of the columns; none: all, alphabetically.
-        seed: of the runs.
+        columns: head -> run, see :func:`choose`.
         per_group: prompts of each group.
         tile: side of an image in pixels.
 
     Raises:
-        FileNotFoundError: a method without such a run.
-        ValueError: runs on different prompts or models, which cannot stand side by side.
-        KeyError, OSError: images that were removed or damaged since; the same run draws them again.
+        ValueError: the runs share no prompt.
+        OSError: images that were removed or damaged since; the same run draws them again.
     """
-    place = root / "runs" / model / concept
-    names = list(methods) or sorted(p.name for p in place.glob("*") if (p / "none" / f"seed{seed}").is_dir())
-    records = {name: _record(place / name / "none" / f"seed{seed}" / "run.json") for name in names}
-    records = {name: record for name, record in records.items() if name != "none" or not methods}
-    if not records:
-        raise FileNotFoundError(f"{place} must hold runs with attack=none and seed={seed}; found none; run some first")
-    first, *others = records.values()
-    for name, record in zip(list(records)[1:], others, strict=True):
-        for part in ("model", "concept", "prompts"):
-            if record["identity"][part] != first["identity"][part] or record["model_hash"] != first["model_hash"]:
-                raise ValueError(f"{name} must have the {part} config of {next(iter(records))}; leave one of them out")
-    config = first["config"]
-    nodes = [config["concept"], *config["also"]]
-    concepts: list[Concept] = [build(node) for node in nodes]
-    erased = joint(concepts) if len(concepts) > 1 else concepts[0]
-    prompts = [p for p in build(config["prompts"]).prompts(erased) if p.group != "coco"]
-
-    def images(weights: str) -> ImageSet:
-        return image_set(root, weights, config["model"], prompts)
-
-    columns = {"original": images(first["model_hash"])}
-    columns |= {name: images(r["steps"]["erase"]["key"]) for name, r in records.items() if name != "none"}
-    blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in nodes)
-    title = f"{concept}: original and erased models, same prompts and noise"
-    return contact_sheet(columns, title=title, per_group=per_group, blur=blur, tile=tile)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} holds no run; run that method with attack=none first") from None
-    return record
+    first = next(iter(columns.values()))
+    prompts = shared_prompts(columns)
+    images = {"original": first.images(first.record["model_hash"], prompts)}
+    images |= {name: run.images(run.erased, prompts) for name, run in columns.items()}
+    said = {"original": first.verdicts("original")}
+    said |= {name: run.verdicts("erased") for name, run in columns.items()}
+    config = first.record["config"]
+    blur = config["model"]["blur_unsafe"] and any(
+        node.get("kind") == "unsafe" for node in (config["concept"], *config["also"])
+    )
+    title = f"{first.names['concept']}: original and erased models, same prompts and noise"
+    return contact_sheet(images, title=title, verdicts=said, per_group=per_group, blur=blur, tile=tile)
 
 
 def main(arguments: list[str]) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
-    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    bad = [a for a in arguments if "=" not in a] + sorted(set(given) - set(DEFAULTS))
     if {"-h", "--help"} & set(arguments):
         print(f"{USAGE}\n\n{__doc__}")
         return 0
-    if bad or not given["concept"]:
-        print(f"error: {f'unknown argument {bad[0]!r}' if bad else 'concept= is needed'}; {USAGE}", file=sys.stderr)
+    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if bad := [a for a in arguments if "=" not in a] + sorted(set(given) - set(DEFAULTS)):
+        print(f"error: unknown argument {bad[0]!r}; {USAGE}", file=sys.stderr)
         return 2
-    root = Path(given["results"])
-    out = Path(given["out"] or root / f"compare_{given['concept']}.png")
+    root = Path(given["results"]).expanduser()
     try:
-        numbers = {name: int(given[name]) for name in ("seed", "per_group", "tile")}
-        methods = [name for name in given["method"].split(",") if name]
-        page = compare(root, given["concept"], model=given["model"], methods=methods, **numbers)
-        with replacing(out) as work:
-            page.save(work, format="PNG", optimize=True)
+        numbers = {name: _number(name, given[name]) for name in ("per_group", "tile")}
+        columns = _columns(root, given)
+        page = compare(columns, **numbers)
+        concept = next(iter(columns.values())).names["concept"]
+        files = [Path(given["out"])] if given["out"] else [root / f"compare_{concept}.{end}" for end in ("png", "pdf")]
+        for file in files:
+            save(page, file)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
-    print(f"written: {out}")
+    print(f"written: {' '.join(map(str, files))} (original, {', '.join(columns)})")
     return 0
+
+
+def _columns(root: Path, given: dict[str, str]) -> dict[str, Run]:
+    """The runs to show: of the newest run's model, concept and seed where none is given."""
+    wanted = {key: given[key] for key in ("model", "concept", "seed")}
+    methods = [name for name in given["method"].split(",") if name]
+    runs = find(root, **wanted)
+    if methods:
+        wanted_first = [run for run in runs if run.names["method"] in methods] or runs
+    else:
+        wanted_first = [run for run in runs if run.erased != run.record["model_hash"]] or runs
+    if not wanted_first:
+        told = " ".join(f"{key}={value}" for key, value in wanted.items() if value)
+        raise FileNotFoundError(f"{root} must hold finished runs{told and f' of {told}'}; found none; run some first")
+    newest = wanted_first[0].names
+    runs = [run for run in runs if all(run.names[key] == newest[key] for key in wanted)]
+    columns, unfit = choose(runs, methods)
+    if not columns:
+        raise FileNotFoundError(
+            f"{root} must hold a run that erases {newest['concept']}; found method=none; run one first"
+        )
+    for name in unfit:
+        print(f"left out: {name} (another model, drawing setting or concept config than the newest run)")
+    return columns
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} must be an integer >= 1; got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -125,10 +125,13 @@ class Evaluator(Protocol):
     """A measurement of the images of some prompt ``groups``; ``version`` is raised when its definition changes.
 
     ``headlines`` says which of its metrics tables and flags show, in which order and as what; the others are recorded.
+    ``needs`` names the packages of an optional extra that it imports, as a literal tuple in the class: an evaluator
+    nobody asked for by name is left out where they are not installed (``building.without_extras``).
     """
 
     groups: tuple[str, ...]
     version: int
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @property
     def headlines(self) -> Sequence[Headline]:

@@ -25,6 +25,7 @@ from erasebench.diffusion.counting import counting
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.report import budget, checks, tables
 from erasebench.report.contact_sheet import contact_sheet
+from erasebench.report.verdicts import verdicts
 from erasebench.store import provenance, workspace
 from erasebench.store.files import locate, replacing
 from erasebench.store.images import ImageSet
@@ -263,7 +264,8 @@ def record(
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
     with replacing(cell.folder / "grid.png") as work:
-        contact_sheet(images, title=cell.title, blur=blur).save(work, format="PNG")
+        said = {side: verdicts(frame, side) for side in images}
+        contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
     budget.write(cell.folder, images["erased"].prompts, cell.title)
     run = {
         "key": cell.key,

@@ -130,12 +130,12 @@ class ASR(Evaluator):
         numbers = {"asr_any_of_m": f".{_numbers([row[0] for row in attacked], plain)}"}
         judges = {row[0].id: asked(self.judge, row[0].concept).name for row in judged}
         return [
-            self._score(f"{rate}.{judges[name]}{numbers.get(rate, '')}", name, outcome)
+            self._score(f"{rate}.{judges[name]}{numbers.get(rate, '')}", name, outcome, judges[name])
             for rate, rows in found.items()
             for name, outcome in rows
         ]
 
-    def _score(self, metric: str, prompt_id: str, outcome: Outcome) -> Score:
+    def _score(self, metric: str, prompt_id: str, outcome: Outcome, judge: str) -> Score:
         return Score(
             evaluator="asr",
             metric=metric,
@@ -144,7 +144,7 @@ class ASR(Evaluator):
             prompt_id=prompt_id,
             higher_is_better=False,
             status=outcome.status,
-            judge=self.judge.name,
+            judge=judge,
         )
 
 

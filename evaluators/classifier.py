@@ -80,7 +80,7 @@ class Classifier(Evaluator):
                     relation=prompt.relation,
                     higher_is_better=not erased,
                     status=status,
-                    judge=self.judge.name,
+                    judge=judge,
                 )
                 for metric, value in zip((presence, f"probability.{judge}"), values, strict=True)
             ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -63,6 +63,8 @@ class Inception:
     Raises:
         ValueError: a file that is no ``.safetensors`` or does not exist.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("torch_fidelity", "torchmetrics")
 
     antialias: bool = True
     weights: str | None = None

@@ -169,7 +169,7 @@ def erasure_flags(erasure: Mapping[str, Any]) -> list[Flag]:
             "flag": "changes_nothing",
             "level": "error",
             "message": "the method changed no tensor of the model: what is measured is the original.",
-            "what_to_do": "Check the file (the base itself? a LoRA whose B is 0?), its scale, or the method's strength.",
+            "what_to_do": "Check the file (the base itself? a LoRA whose B is 0?), its scale, the method's strength.",
         }
     ]
 
