@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from erasebench import conf_folder
+from erasebench.command.typed import Typed
 
 
 @contextmanager
@@ -49,6 +50,26 @@ def compose(overrides: Sequence[str], name: str = "config") -> DictConfig:
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """The part of a composed config that the run is given, with its interpolations."""
     return DictConfig({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}, flags={"struct": True})
+
+
+def composed(typed: Typed, overrides: Sequence[str]) -> DictConfig:
+    """The composed and checked config of one cell, with its node ``hydra``; within a session.
+
+    Raises:
+        ValueError: with the settings there are, for one there is not.
+    """
+    from hydra.errors import ConfigCompositionException
+
+    try:
+        cfg = compose(overrides, typed.name)
+    except ConfigCompositionException as error:
+        key = str(error).partition("Could not override '")[2].partition("'")[0]
+        if not key or "No match in the defaults list" in str(error):
+            raise
+        fine = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition("@")[0] in typed.groups]
+        raise ValueError(typed.unknown_setting(key, compose(fine, typed.name))) from error
+    typed.check_composed(without_hydra(cfg))
+    return cfg
 
 
 @contextmanager

@@ -18,14 +18,13 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from erasebench import conf_folder, progress
 from erasebench.command import errors
 from erasebench.command import sweep as sweeps
 from erasebench.command.choices import hint
-from erasebench.command.composing import compose, session, without_hydra
+from erasebench.command.composing import composed, session
 from erasebench.command.sweep import Outcome, Sweep
 from erasebench.command.typed import Typed
 from erasebench.one_run import Result, run
@@ -58,7 +57,7 @@ def launch(arguments: Sequence[str]) -> int:
         if given.multirun:
             return _sweep(given, typed)
         with session(typed.places):
-            _composed(typed, given.overrides)
+            composed(typed, given.overrides)
         _single.clear()
         return _hydra(arguments_of(given)) or max((CODES[o.status] for o in _single), default=0)
     except Terminated:
@@ -131,24 +130,6 @@ def folders(given: argparse.Namespace) -> tuple[Path, ...]:
     return (*(Path(p).expanduser().resolve() for p in named), own.resolve())
 
 
-def _composed(typed: Typed, overrides: Sequence[str]) -> DictConfig:
-    """The composed and checked config of one cell, with its node ``hydra``; within a session.
-
-    Raises:
-        ValueError: with the settings there are, for one there is not.
-    """
-    try:
-        cfg = compose(overrides, typed.name)
-    except ConfigCompositionException as error:
-        key = str(error).partition("Could not override '")[2].partition("'")[0]
-        if not key or "No match in the defaults list" in str(error):
-            raise
-        fine = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition("@")[0] in typed.groups]
-        raise ValueError(typed.unknown_setting(key, compose(fine, typed.name))) from error
-    typed.check_composed(without_hydra(cfg))
-    return cfg
-
-
 def _sweep(given: argparse.Namespace, typed: Typed) -> int:
     """All cells, their closing table and what failed."""
     labels: list[str] = []
@@ -158,7 +139,7 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
     else:  # a sweeper that decides on the way
         cells = [[o.input_line for o in typed.parsed if not o.is_sweep_override()]]
     with session(typed.places):
-        planned = [_composed(typed, cell) for cell in cells]
+        planned = [composed(typed, cell) for cell in cells]
     sweep = Sweep.begin(Path(planned[0].results).expanduser(), labels)
     started, stopped = time.time(), True
     print(f"{len(labels) or 'a search over'} cells", file=sys.stderr)

@@ -82,14 +82,14 @@ def _docstring(file: Path) -> str:
         return ""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inner = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    docs = [(ast.get_docstring(node) or "").split("\n\n")[:2] for node in [tree, *inner]]
-    return " ".join(" ".join(paragraph for doc in docs for paragraph in doc).split())
+    docs = [ast.get_docstring(tree) or "", *(ast.get_docstring(node) or "" for node in inner)]
+    return " ".join(" ".join(paragraph for doc in docs for paragraph in doc.split("\n\n")[:2]).split())
 
 
 def _sentence(text: str) -> str:
     """The first sentence, without an arXiv id, which has its own column.
 
-    >>> _sentence("ESD-x (arXiv:2303.07345): github.com/a/b, the recipe. More."), _sentence("Control: other seeds. More.")
+    >>> _sentence("ESD-x (arXiv:2303.07345): github.com/a/b. More."), _sentence("Control: other seeds. More.")
     ('ESD-x', 'Control: other seeds')
     """
     first = re.split(r"(?<=[a-z0-9)\]\"])[.;] ", text, maxsplit=1)[0]
