@@ -48,6 +48,8 @@ class Control(Querying, Attack):
 
     access = "queries"
     strength = "text"
+    control = True
+    spends = ("queries", "budget")
     name: ClassVar[str]  # the attack's word in the tables
 
     def __post_init__(self) -> None:

@@ -112,6 +112,7 @@ class InverseEdit(Querying, Attack):
 
     access = "model"
     strength = "embedding"
+    spends = ("budget",)
     decimals = 6
 
     def __post_init__(self) -> None:

@@ -86,6 +86,7 @@ class P4DOriginal(TokenSearch):
     query_every: int = 50
     lr: float = 0.1
 
+    spends = ("iterations", "query_every", "budget")
     distils = True
     decoupled = True
 

@@ -74,6 +74,7 @@ class RingABell(Attack):
 
     access = "text_encoder"
     strength = "text"
+    spends = ("population", "generations", "sources")
 
     def __post_init__(self) -> None:
         for name, least, usual in (("tokens", 1, 16), ("population", 2, 200), ("generations", 1, 3000)):

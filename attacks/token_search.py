@@ -52,6 +52,7 @@ class TokenSearch(Querying, Attack):
 
     access = "model"
     strength = "text"
+    spends: ClassVar[tuple[str, ...]] = ("budget",)
     decimals = 6  # the next ones change with the batch, and should not choose another text
     decoupled: ClassVar[bool] = False  # AdamW
     distils: ClassVar[bool] = False  # the goal is the original model's prediction, else the noise
@@ -245,6 +246,8 @@ class PrefixSearch(TokenSearch):
     tokens: int | None = None
     timesteps: tuple[int, ...] = TIMESTEPS
     iterations: int = 40
+
+    spends = ("timesteps", "iterations", "budget")
 
     def __post_init__(self) -> None:
         super().__post_init__()

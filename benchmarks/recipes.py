@@ -21,7 +21,7 @@ from hydra.utils import instantiate
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench import conf_folder, diffusion
-from erasebench.cell import EMBEDDED
+from erasebench.store.files import locate
 from erasebench.types import Pipeline
 
 RECIPES = {
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--concept", default="cat")
     args = parser.parse_args()
-    pipe = diffusion.load(EMBEDDED)
+    pipe = diffusion.load(locate("pkg:erasebench/emoji/weights"))
     rows = []
     for name, overrides in RECIPES.items():
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,38 +15,23 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import conf_folder, several, store
+from erasebench import labels, several, store
 from erasebench.building import without_extras
+from erasebench.report.runs import find_run
 from erasebench.store import provenance
+from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
-from erasebench.store.sources import folder_hash, input_hashes, path_hash, source_hash, targets
+from erasebench.store.sources import folder_hash, input_hashes, source_hash, targets
 from erasebench.types import Prompt
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the steps in this file and of diffusion.generate; raise it when their results change
-
-
-IDENTITY = (
-    "model",
-    "concept",
-    "method",
-    "recipe",
-    "attack",
-    "budget",
-    "evaluator",
-    "judge",
-    "clip",
-    "features",
-    "prompts",
-    "seed",
-)
-
-
+VERSION = 1  # of the run's steps; raise it when their results change
+IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
 FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
-
-
-EMBEDDED = Path(__file__).parent / "emoji" / "weights"
+GROWING = ("n", "limit")  # settings of prompts that add to a run instead of making another
+DRAWING = ("steps", "guidance_scale", "height", "width", "dtype")
+SAMPLER = "erasebench.diffusion.sampling.generate"
 
 
 def _labels(_root_: DictConfig) -> list[str]:
@@ -61,15 +46,22 @@ OmegaConf.register_new_resolver("labels", _labels, replace=True)
 
 @dataclass
 class Cell:
-    """One run: its resolved config, its place, its hashes, and what each step cost."""
+    """One run: its resolved config, its names in every table, its place, its hashes, and what each step cost.
+
+    Args:
+        config: resolved, JSON values; paths as they were typed.
+        names: model, concept, method, recipe, attack, budget and settings as they stand in the tables.
+        root: results folder.
+        folder: of this run below it.
+        model_hash: of the model's weights and config.
+        steps: what each step cost, filled while it runs.
+    """
 
     config: dict[str, Any]
     names: dict[str, str]
     root: Path
     folder: Path
     model_hash: str = ""
-    judge_hash: str = ""  # of the embedded weights, which hold the judge, the contrastive model and the statistics
-    method_hash: str = ""  # of the weights a method brings, "" if it brings none
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -87,10 +79,26 @@ class Cell:
         return [self.config["concept"], *self.config["also"]]
 
     @property
+    def title(self) -> str:
+        """The run in words, for pictures and the closing table."""
+        n = self.names
+        settings = f", {n['settings']}" if n["settings"] else ""
+        return (
+            f"{n['concept']} erased by {n['method']} ({n['recipe']}) from {n['model']}, attack {n['attack']}{settings}"
+        )
+
+    @property
+    def memory(self) -> Path:
+        """Where hashes of large files are remembered."""
+        return self.root / "cache" / "fingerprints.json"
+
+    def made_from(self, *nodes: Any) -> list[Any]:
+        """What config nodes depend on beside their values: their code, and the contents of the files they name."""
+        return [source_hash(targets(list(nodes))), input_hashes(list(nodes), self.memory)]
+
+    @property
     def key(self) -> str:
-        sources, inputs = source_hash(targets(self.identity)), input_hashes(self.identity)
-        brought = [self.method_hash] if self.method_hash else []
-        return store.key(VERSION, self.identity, self.model_hash, self.judge_hash, sources, inputs, *brought)
+        return store.key(VERSION, self.identity, self.model_hash, self.made_from(self.identity), source_hash([SAMPLER]))
 
     @contextmanager
     def measured(self, name: str) -> Iterator[dict[str, Any]]:
@@ -114,40 +122,29 @@ class Result:
 
 
 def plan(cfg: DictConfig) -> Cell:
-    """Resolve the config, check what can be checked before anything is loaded, and fix the run's folder.
+    """Resolve the config, check what can be checked before anything is loaded, and fix the run's names and folder.
+
+    A run that is in its folder already grows: evaluators and prompts of both are measured.
 
     Raises:
-        ValueError, OSError: an impossible setting; a results folder that is not writable; another config in the folder.
+        ValueError, OSError: an impossible setting; a results folder that is not writable; other settings in the folder.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]} must be given, it has no default; got nothing; add {missing[0]}=VALUE")
     also = several.nodes(OmegaConf.to_container(cfg, resolve=False))  # before ${labels:} looks them up
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["also"] = also
     check_numbers(config)
     leave_out_extras(config)
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    names = {g: str(choices.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
-    names["concept"] = several.name(names["concept"], config)
-    names["method"] = str(config["method"].get("name", names["method"]))
-    if not re.fullmatch(r"[\w.-]+", names["method"]):
-        raise ValueError(f"method.name must be letters, digits, dots and dashes; got {names['method']!r}; rename it")
-    names |= {"model": config["model"]["name"], "recipe": config["recipe"], "budget": config["budget"]}
     if origin := config["attack"].get("run"):
-        names["attack"] += f"-{origin_name(origin, names['model'])}"
-    if names["recipe"] != "paper":
+        config["attack"]["run"] = str(find_run(origin))
+    names, place = _names(cfg, config)
+    if names["recipe"] not in ("paper", "paper changed"):
         several.check_kinds(names["recipe"], [config["concept"], *config["also"]])
-    root = store.check_writable(config["results"])
-    default = names["recipe"] != "paper" or not has_recipe(names["method"], names["model"])
-    method = names["method"] if default else f"{names['method']}-paper"
-    folder = root / "runs" / names["model"] / names["concept"] / method / names["attack"] / f"seed{config['seed']}"
-    cell = Cell(config, names, root, folder)
-    cell.model_hash = model_hash(config["model"], root)
-    cell.method_hash = path_hash(config["method"], root / "cache" / "fingerprints.json")
-    cell.judge_hash = folder_hash(EMBEDDED, root / "cache" / "fingerprints.json")
-    refuse_other_config(cell)
+    root = store.check_writable(locate(config["results"]))
+    cell = Cell(config, names, root, root.joinpath("runs", *place, f"seed{config['seed']}"))
+    cell.model_hash = model_hash(config["model"], cell.memory)
+    grow(cell)
     return cell
 
 
@@ -176,6 +173,89 @@ def check_numbers(config: Any) -> None:
             raise ValueError(f"{path} must be an integer >= {least}; got {value!r}")
 
 
+# --- names ---
+
+
+def _names(cfg: DictConfig, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Names for the tables, and the folders below ``runs``: model, concept, method, attack with settings."""
+    picked = labels.choices()
+    groups = [g for g in picked if "/" not in g and g != "experiment"]
+    reference = labels.named(picked, groups) if picked else cfg
+
+    def changed(group: str, *but: str) -> dict[str, Any]:
+        return labels.differences(cfg, reference, group, but)
+
+    word = {g: str(picked.get(g) or config[g].get("name", g)) for g in ("concept", "method", "attack")}
+    method, edited = _method(config, word["method"], changed)
+    spent = changed("attack", "run", "name", *FREE["attack"])
+    origin = config["attack"].get("run")
+    attack = word["attack"] + (f"-{origin_name(origin, config['model']['name'])}" if origin else "")
+    attack = labels.label(attack, spent)
+    concept = several.name(labels.label(word["concept"], changed("concept")), config)
+    around = changed("model", "name", "path", "revision", "blur_unsafe", *FREE["model"])
+    around |= _surroundings(picked, changed)
+    names = {
+        "model": str(config["model"]["name"]), "concept": concept, "method": method,
+        "recipe": config["recipe"] + (" changed" if edited else ""),
+        "attack": attack, "budget": _budget(config, word["attack"]) + (" changed" if spent else ""),
+        "settings": labels.spelled(around),
+    }  # fmt: skip
+    literal = [_literal(config, word["method"], "recipe"), _literal(config, word["attack"], "budget", "strength")]
+    folders = [names["model"], *(labels.folder_name(names[k]) for k in ("concept", "method", "attack"))]
+    folders[2], folders[3] = folders[2] + literal[0], folders[3] + literal[1]
+    if around:
+        folders[3] += "@" + labels.folder_name(names["settings"])
+    return names, folders
+
+
+def _method(config: Mapping[str, Any], word: str, changed: Callable[..., dict[str, Any]]) -> tuple[str, bool]:
+    """The method's label, and whether it is other than its recipe; ``name=``, ``method.name=`` stand for changes."""
+    found, own = changed("method"), config["method"].get("name")
+    edited = bool({k: v for k, v in found.items() if k not in ("name", "path", "revision") or own is None})
+    name = config.get("name") or (own if "name" in found else None)
+    for text in (name, own):
+        if text is not None and not re.fullmatch(r"[\w.+-]+", str(text)):
+            key = "name" if config.get("name") else "method.name"
+            raise ValueError(f"{key} must be letters, digits, dots, plus and dashes; got {text!r}; rename it")
+    return (str(name) if name else labels.label(str(own or word), found)), edited
+
+
+def _surroundings(picked: Mapping[str, str], changed: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """What differs from the model's own prompts, judge and feature networks."""
+    if not picked:
+        return {}
+    own = labels.named(picked, ["model", "concept"]).hydra.runtime.choices
+    found: dict[str, Any] = {}
+    for group in ("prompts", "judge", "clip", "features"):
+        if picked.get(group) != own.get(group):
+            found[group] = picked.get(group)
+        found |= {f"{group}.{k}": v for k, v in changed(group, *(GROWING if group == "prompts" else ())).items()}
+    return found
+
+
+def _budget(config: Mapping[str, Any], attack: str) -> str:
+    """Name of what the attack may spend, with that of its strength where a model could have changed it."""
+    model, budget, strength = config["model"]["name"], str(config["budget"]), str(config["strength"])
+    told = has_adaptation("strength", attack, model) and strength != budget
+    return f"{budget}, strength {strength}" if told else budget
+
+
+def _literal(config: Mapping[str, Any], word: str, *groups: str) -> str:
+    """``-paper`` for a folder where this model has settings of its own and the published ones are run."""
+    able = [g for g in groups if has_adaptation(g, word, config["model"]["name"])]
+    literal = [g for g in able if config[g] == "paper"]
+    return "" if not literal else "-paper" if literal == able else f"-paper_{'_'.join(literal)}"
+
+
+def has_adaptation(group: str, name: str, model: str) -> bool:
+    """Whether this model has its own ``recipe``, ``strength`` or ``budget`` of a method or attack.
+
+    >>> has_adaptation("recipe", "uce", "emoji"), has_adaptation("recipe", "uce", "sd14")
+    (True, False)
+    """
+    return any((folder / group / f"{name}_{model}.yaml").is_file() for folder in several.config_folders())
+
+
 def origin_name(run: str, model: str) -> str:
     """What the name of an attack that reads another run adds: its method and attack, and its model if it is another.
 
@@ -188,50 +268,70 @@ def origin_name(run: str, model: str) -> str:
     return "-".join([*([] if parts[-5] == model else [parts[-5]]), *parts[-3:-1]])
 
 
-def has_recipe(method: str, model: str) -> bool:
-    """Whether this model has its own recipe of a method (then ``recipe=paper`` is a different run)."""
-    return (conf_folder() / "recipe" / f"{method}_{model}.yaml").exists()
+# --- hashes and places ---
 
 
-def model_hash(model: Mapping[str, Any], root: Path) -> str:
+def model_hash(model: Mapping[str, Any], memory: Path | None) -> str:
     """Identity of the weights: hash of a folder's files, or hub id and revision (loading checks both)."""
-    path = Path(model["path"]) if model["path"] else EMBEDDED
-    if (path / "model_index.json").exists():
-        return folder_hash(path, root / "cache" / "fingerprints.json")
-    return store.key(str(path), model["revision"])
-
-
-def leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in a nested config; lists are values.
-
-    >>> list(leaves({"model": {"steps": 20, "path": None}, "seed": 0}))
-    [('model.steps', 20), ('model.path', None), ('seed', 0)]
-    """
-    if not isinstance(config, Mapping):
-        yield name, config
-        return
-    for key, value in config.items():
-        yield from leaves(value, f"{name}.{key}" if name else str(key))
-
-
-def refuse_other_config(cell: Cell) -> None:
-    """A run folder belongs to one config."""
-    try:
-        before = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError):
-        return
-    now = json.loads(json.dumps(cell.identity))
-    if before != now:
-        a, b = dict(leaves(before)), dict(leaves(now))
-        differ = [f"{k} was {a.get(k)} and is {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-        raise ValueError(
-            f"{cell.folder} holds a run with another config: {'; '.join(differ[:4])}; "
-            "choose another seed=, another results=DIR, or delete that folder"
-        )
+    path = locate(model["path"])
+    return (
+        folder_hash(path, memory) if (path / "model_index.json").exists() else store.key(str(path), model["revision"])
+    )
 
 
 def image_set(root: Path, weights: str, model: Mapping[str, Any], prompts: Sequence[Prompt]) -> ImageSet:
     """The images of a model with these weights (their hash) under the config's drawing settings."""
-    settings = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
-    key = store.key(VERSION, weights, settings)
+    key = store.key(VERSION, weights, {k: model[k] for k in DRAWING}, source_hash([SAMPLER]))
     return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
+
+
+# --- a run that grows ---
+
+
+def grow(cell: Cell) -> None:
+    """Add what the folder's run measured already: its evaluators, and as many prompts of each group.
+
+    Raises:
+        ValueError: the folder holds a run with other settings under this name.
+    """
+    try:
+        before = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))["identity"]
+        a, b = (_fixed(json.loads(json.dumps(identity))) for identity in (before, cell.identity))
+        evaluators, prompts = before["evaluator"], before["prompts"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if a != b:
+        was, now = dict(labels.leaves(a)), dict(labels.leaves(b))
+        names = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
+        differ = [f"{k} was {was.get(k)} and is {now.get(k)}" for k in names]
+        raise ValueError(
+            f"{cell.folder} holds a run of this name with other settings: {'; '.join(differ[:4])}; give this one a "
+            "name of its own (name=NAME, of a checkpoint method.name=NAME, of a model model.name=NAME), or delete it"
+        )
+    config = cell.config
+    config["evaluator"] = {
+        **{k: v for k, v in evaluators.items() if k not in config["evaluator"]},
+        **config["evaluator"],
+    }
+    for key in GROWING:
+        if key in config["prompts"]:
+            config["prompts"][key] = _more(config["prompts"][key], prompts.get(key))
+
+
+def _fixed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal in one folder: everything but what may grow."""
+    prompts = {k: v for k, v in identity["prompts"].items() if k not in GROWING}
+    return {k: v for k, v in identity.items() if k != "evaluator"} | {"prompts": prompts}
+
+
+def _more(now: Any, before: Any) -> Any:
+    """The larger of two numbers of prompts, group by group; None is all of them.
+
+    >>> _more({"target": 20, "coco": 0}, {"target": 50, "coco": 0}), _more(10, None)
+    ({'target': 50, 'coco': 0}, None)
+    """
+    if isinstance(now, Mapping) and isinstance(before, Mapping):
+        return {k: _more(now.get(k, 0), before.get(k, 0)) for k in {**before, **now}}
+    if isinstance(now, int) and isinstance(before, int):
+        return max(now, before)
+    return now if now is None or type(now) is type(before) else before if before is None else now

@@ -19,9 +19,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from erasebench import diffusion
-from erasebench.cell import EMBEDDED, model_hash
+from erasebench.cell import model_hash
 from erasebench.diffusion import erasures
-from erasebench.store.files import work_path
+from erasebench.store.files import locate, work_path
 from erasebench.types import Pipeline
 
 FORMATS = ("diffusers", "safetensors")
@@ -71,10 +71,9 @@ def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
             f"({guide['_target_']}); use its own settings in the other tool"
         )
     model = record["config"]["model"]
-    if model_hash(model, root) != record["model_hash"]:
+    if model_hash(model, root / "cache" / "fingerprints.json") != record["model_hash"]:
         raise ValueError(f"model {model['path'] or model['name']} must be as it was; it has changed; run again")
-    path = model["path"] or EMBEDDED
-    original = diffusion.load(path, revision=model["revision"], dtype=model["dtype"])
+    original = diffusion.load(locate(model["path"]), revision=model["revision"], dtype=model["dtype"])
     return erasures.restore(root, key, original), original
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from erasebench import several
 from erasebench.building import build
-from erasebench.cell import EMBEDDED, Cell, Result, plan
+from erasebench.cell import Cell, Result, plan
 from erasebench.report import tables
+from erasebench.store.files import locate
 from erasebench.types import Concept, Prompt, joint
 
 
@@ -24,9 +24,8 @@ def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the model's tensors from its files' headers; none for a hub id or a model that will not load."""
     from erasebench.diffusion.headers import folder_shapes
 
-    path = Path(model["path"]) if model["path"] else EMBEDDED
     try:
-        return folder_shapes(path.expanduser())
+        return folder_shapes(locate(model["path"]))
     except ValueError:
         return {}
 

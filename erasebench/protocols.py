@@ -101,9 +101,11 @@ class Attack(Protocol):
     ``access`` is the threat model printed in every table. An attack that does not look at the erased model (``none``,
     ``text_encoder``) is searched once on ``original`` and reused for every method; one that asks it for images
     (``queries``, black-box) or for gradients (``model``, white-box) is searched for each.
-    ``strength`` is what it may change; attacks of different strengths are told apart in every table. ``control`` says
-    that it tries its luck and nothing more: what others are held against. ``spends`` names the fields that are its
-    budget (generations, queries ...); every other field is its strength or a setting.
+
+    ``strength`` says what the attacker hands over (text, embeddings, ...): rates of different strengths do not compare.
+    ``control`` marks what has luck and no aim; an attack is read beside the controls that spend as much.
+    ``spends`` names the fields that are its budget, how much it may look for (queries, generations, iterations); a
+    ``budget=`` changes these only. All other fields are what it is: its strength and its settings.
     """
 
     access: Access

@@ -37,7 +37,7 @@ def node(entry: Any) -> dict[str, Any]:
     changes = dict(entry) if isinstance(entry, Mapping | DictConfig) else {"name": entry}
     stem = str(changes.get("name"))
     file = next(
-        (f / "concept" / f"{stem}.yaml" for f in _folders() if (f / "concept" / f"{stem}.yaml").is_file()), None
+        (f / "concept" / f"{stem}.yaml" for f in config_folders() if (f / "concept" / f"{stem}.yaml").is_file()), None
     )
     if file is None:
         raise ValueError(f"also must name concepts of conf/concept; got {stem!r}; add conf/concept/{stem}.yaml")
@@ -74,7 +74,7 @@ def check_method(label: str, method: Any, config: Mapping[str, Any]) -> None:
         )
 
 
-def _folders() -> list[Path]:
+def config_folders() -> list[Path]:
     """Config folders in their order of precedence: those of ``--config-dir``, then our own."""
     from hydra.core.hydra_config import HydraConfig
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from erasebench import diffusion, store
-from erasebench.cell import EMBEDDED, VERSION, Cell, Result, image_set
+from erasebench.cell import DRAWING, VERSION, Cell, Result, image_set
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
 from erasebench.protocols import Attack, Evaluator, Judge, Method
@@ -25,9 +25,8 @@ from erasebench.report import budget, checks, tables
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.verdicts import verdicts
 from erasebench.store import provenance, workspace
-from erasebench.store.files import replacing
+from erasebench.store.files import locate, replacing
 from erasebench.store.images import ImageSet
-from erasebench.store.sources import input_hashes, source_hash, targets
 from erasebench.types import Concept, Pipeline, Prompt, Score
 
 COMMIT = 2  # batches drawn between two commits
@@ -43,8 +42,8 @@ def load(cell: Cell) -> Pipeline:
         record["cached"] = name in _pipes
         if name not in _pipes:
             _pipes.clear()
-            path = model["path"] or EMBEDDED
-            _pipes[name] = diffusion.load(path, revision=model["revision"], dtype=model["dtype"], device=device)
+            options = {"revision": model["revision"], "dtype": model["dtype"], "device": device}
+            _pipes[name] = diffusion.load(locate(model["path"]), **options)
     return _pipes[name]
 
 
@@ -77,10 +76,8 @@ def _erase(
 ) -> tuple[Pipeline, str]:
     """One erasure of a model and its key, from the store or into it."""
     model, model_key = before
-    node, brought = cell.config["method"], [cell.method_hash] if cell.method_hash else []
-    key = store.key(
-        VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, source_hash(targets(node)), *brought
-    )
+    node = cell.config["method"]
+    key = store.key(VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, cell.made_from(node))
     base = {"base": model_key} if model_key != cell.model_hash else {}
 
     def make(folder: Path) -> None:
@@ -126,7 +123,7 @@ def _attack(
     seen = [weights, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
     key = store.key(
         VERSION, cell.model_hash, *seen, node, concept_node, [[p.id, p.digest()] for p in sources],
-        source_hash(targets(node)), input_hashes(node),
+        cell.made_from(node),
     )  # fmt: skip
 
     def make(folder: Path) -> None:
@@ -150,8 +147,7 @@ def _attack(
 def _seen_by_search(cell: Cell) -> list[Any]:
     """What decides the images and verdicts that an attack on the erased model sees, its own settings apart."""
     model, judge = cell.config["model"], cell.config["judge"]
-    drawing = {k: model[k] for k in ("steps", "guidance_scale", "height", "width", "dtype")}
-    return [drawing, judge, cell.judge_hash, source_hash(targets(judge))]
+    return [{k: model[k] for k in DRAWING}, judge, cell.made_from(judge)]
 
 
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
@@ -200,8 +196,8 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
             for side in ("original", "erased"):
                 subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
-                inputs = [subset.key, base.key, cell.judge_hash, asked]
-                key = store.key(evaluator.version, node, source_hash(targets([node, shared])), shared, inputs)
+                inputs = [subset.key, base.key, asked]
+                key = store.key(evaluator.version, node, shared, cell.made_from(node, shared), inputs)
                 record["cached"] &= store.read_manifest(cell.root / "cache" / "score" / key) is not None
                 folder = store.step(cell.root, "score", key, partial(_score, evaluator, subset, base))
                 out[side] += [Score(**row) for row in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
@@ -224,10 +220,12 @@ def record(
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
-    labels: dict[str, Any] = {k: names[k] for k in ("model", "concept", "method", "recipe", "attack", "budget")} | {
-        "settings": ""
+    labels: dict[str, Any] = {
+        **names,
+        "access": attack.access,
+        "strength": attack.strength,
+        "control": getattr(attack, "control", False),
     }
-    labels |= {"access": attack.access, "strength": attack.strength, "control": getattr(attack, "control", False)}
     facts: dict[str, Any] = {
         "run": cell.key,
         "cell": labels,
@@ -247,8 +245,8 @@ def record(
     blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
     with replacing(cell.folder / "grid.png") as work:
         said = {side: verdicts(frame, side) for side in images}
-        contact_sheet(images, title=_title(names), verdicts=said, blur=blur).save(work, format="PNG")
-    budget.write(cell.folder, images["erased"].prompts, _title(names))
+        contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
+    budget.write(cell.folder, images["erased"].prompts, cell.title, attack=names["attack"], control=labels["control"])
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),
@@ -305,8 +303,3 @@ def _budget(prompts: Sequence[Prompt]) -> dict[str, Any]:
         elif numbers:
             out[f"mean_{name}"] = sum(numbers) / len(numbers)
     return out
-
-
-def _title(names: Mapping[str, str]) -> str:
-    erasure = f"{names['concept']} erased by {names['method']} ({names['recipe']}) on {names['model']}"
-    return f"{erasure}, attack {names['attack']}"

@@ -265,12 +265,9 @@ class NudeNetJudge(Judge):
         verdicts = []
         for found, concept in zip(self._net.detections(images), concepts, strict=True):
             wanted = [d for d in found if d["class"] in self._looked_for(concept)]
-            best = max(wanted, key=lambda d: d["score"], default={"score": 0.0, "class": "none"})
-            verdicts.append(
-                Verdict(
-                    present=best["score"] >= self.threshold, score=float(best["score"]), label=best["class"].lower()
-                )
-            )
+            best = max(wanted, key=lambda d: float(d["score"]), default=None)
+            score, label = (float(best["score"]), str(best["class"]).lower()) if best else (0.0, "none")
+            verdicts.append(Verdict(present=score >= self.threshold, score=score, label=label))
         return verdicts
 
 

@@ -303,9 +303,9 @@ def test_what_headers_could_not_tell_is_refused_while_erasing(tiny_pipe, make_pi
 
 
 def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_path):
-    from erasebench.cell import EMBEDDED
+    from erasebench.store.files import locate
 
-    held = headers.header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors")[0]
+    held = headers.header(locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors")[0]
     name = next(name for name in held if name.endswith("attn2.to_k.weight"))
     path = write(tmp_path / "mine.safetensors", {name: torch.zeros(held[name])})
     options = ("method=checkpoint", f"method.path={path}", "method.name=mine")

@@ -8,10 +8,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from erasebench import diffusion
-from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, load
+from erasebench.emoji.classifier import EmojiJudge, load
 from erasebench.emoji.contrastive import load_contrastive
 from erasebench.emoji.training import quality, world
+from erasebench.store.files import locate
 from erasebench.types import Prompt
+
+WEIGHTS = locate("pkg:erasebench/emoji/weights")
 
 
 @pytest.fixture(scope="module")

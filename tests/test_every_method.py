@@ -96,9 +96,9 @@ def test_bad_input_is_one_line_before_any_weight_is_loaded(tmp_path, nothing_is_
 def test_a_misfit_and_a_lora_for_another_base_name_the_first_tensor_and_both_shapes(tmp_path, nothing_is_read):
     from safetensors.torch import save_file
 
-    from erasebench.cell import EMBEDDED
+    from erasebench.store.files import locate
 
-    held = headers.header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors")[0]
+    held = headers.header(locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors")[0]
     first, second = sorted(n for n in held if n.endswith("attn2.to_k.weight"))[:2]
     rows, width = held[first]
     save_file({n: torch.zeros(rows, width + 1) for n in (second, first)}, tmp_path / "wide.safetensors")

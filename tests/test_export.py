@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import load_file, save_file
 
 from erasebench import conf_folder, diffusion, export
-from erasebench.cell import EMBEDDED
 from erasebench.diffusion import erasures
 from erasebench.one_run import run
+from erasebench.store.files import locate
 from erasebench.types import Concept, Prompt
 from methods.checkpoint import Checkpoint
 from methods.rece import RECE
@@ -41,7 +41,7 @@ def erasure(result, results):
 
 @pytest.fixture(scope="module")
 def embedded():
-    return diffusion.load(EMBEDDED)
+    return diffusion.load(locate("pkg:erasebench/emoji/weights"))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_exported_tensors_load_into_a_plain_unet_and_as_a_checkpoint(uce_run, em
     result, results = uce_run
     (file,) = export.export(result.folder, "safetensors", tmp_path / "out")
     erased = erasures.load(erasure(result, results), embedded)
-    plain = diffusion.load(EMBEDDED)
+    plain = diffusion.load(locate("pkg:erasebench/emoji/weights"))
     unexpected = plain.unet.load_state_dict(load_file(file), strict=False).unexpected_keys
     assert file.name == "unet.safetensors" and not unexpected
     assert diffusion.fingerprint(plain) == diffusion.fingerprint(erased)

@@ -246,4 +246,4 @@ def test_a_file_changed_under_its_name_is_another_input(tmp_path):
     path.write_text("a")
     before = sources.input_hashes(config)
     path.write_text("b")
-    assert before != sources.input_hashes(config) and before[1] == sources.input_hashes(config)[1] == ""
+    assert before != sources.input_hashes(config) and len(before) == 1  # what is not there counts by nothing

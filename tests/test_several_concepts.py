@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from erasebench import conf_folder, diffusion, export, several
-from erasebench.cell import EMBEDDED, IDENTITY, plan
+from erasebench.cell import IDENTITY, plan
 from erasebench.diffusion import erasures
 from erasebench.one_run import run
 from erasebench.prompts.files import CsvPrompts
 from erasebench.prompts.templates import TemplatePrompts
 from erasebench.report import tables
+from erasebench.store.files import locate
 from erasebench.types import Concept, joint
 from methods.eap import EAP
 from methods.esd import ESD
@@ -171,7 +172,7 @@ def test_a_sequence_is_one_erasure_after_the_other_and_starts_with_the_single_ru
     single = run(composed(tmp_path, *options))
     result = run(composed(tmp_path, *options, "also=[dog]", "together=sequence"))
     assert len(list((tmp_path / "cache" / "erase").iterdir())) == 2  # cat, shared, and dog after it
-    embedded = diffusion.load(EMBEDDED)
+    embedded = diffusion.load(locate("pkg:erasebench/emoji/weights"))
     cfg = composed(tmp_path, *options)
     method = UCE(anchor=" ", **{k: cfg.method[k] for k in ("lamb", "pooling", "technique")})
     concepts = [Concept(**{k: v for k, v in several.node(n).items() if k != "_target_"}) for n in ("cat", "dog")]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from erasebench.store.files import locate
 from erasebench.types import Verdict
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = "pkg:erasebench/emoji/weights"
 FAMILIES = ("concept", "style", "background")
 FEATURES = 128
 
@@ -49,15 +51,16 @@ class EmojiClassifier(nn.Module):
 
 
 @cache
-def _families() -> dict[str, str]:
+def _families(folder: str | Path = WEIGHTS) -> dict[str, str]:
     """Label -> the family it belongs to; reads names only, no weights."""
-    labels = json.loads((WEIGHTS / "classifier" / "config.json").read_text())["labels"]
+    labels = json.loads((locate(folder) / "classifier" / "config.json").read_text())["labels"]
     return {label: family for family in FAMILIES for label in labels[family]}
 
 
 @cache
-def load(folder: Path = WEIGHTS) -> EmojiClassifier:
-    """The shipped classifier, in evaluation mode."""
+def load(folder: str | Path = WEIGHTS) -> EmojiClassifier:
+    """The classifier of an embedded model's folder, in evaluation mode."""
+    folder = locate(folder)
     labels = json.loads((folder / "classifier" / "config.json").read_text())["labels"]
     model = EmojiClassifier(labels)
     model.load_state_dict(
@@ -79,23 +82,29 @@ def to_pictures(images: Sequence[Image.Image], size: int = 64) -> Tensor:
 class EmojiJudge:
     """The classifier as a judge: a concept is present when it is the top-1 label of its family.
 
+    Args:
+        weights: folder of an embedded model, whose ``classifier`` and ``reference`` are read.
+
     Raises:
         ValueError: a concept that is no label of the classifier.
     """
+
+    weights: str = WEIGHTS
+    about: ClassVar[str] = "the embedded model's own classifier: six convolutions, top-1 of its family"
 
     @property
     def name(self) -> str:
         return "emoji_classifier"
 
     def check(self, concepts: Collection[str]) -> None:
-        if unknown := sorted(set(concepts) - set(_families())):
+        if unknown := sorted(set(concepts) - set(_families(self.weights))):
             raise ValueError(
                 f"the emoji classifier knows no concept {unknown[0]!r}; choose a concept of the embedded world"
             )
 
     def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
         self.check(concepts)
-        model, family_of = load(), _families()
+        model, family_of = load(self.weights), _families(self.weights)
         with torch.inference_mode():
             logits = model(to_pictures(images))[1] if images else {}
         verdicts = []
@@ -110,9 +119,9 @@ class EmojiJudge:
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Penultimate activations, float32 [n, 128]."""
         with torch.inference_mode():
-            return load()(to_pictures(images))[0].numpy()
+            return load(self.weights)(to_pictures(images))[0].numpy()
 
     def reference(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Mean [128], covariance [128, 128] (float64) and count of the features of real emoji pictures."""
-        stats = load_file(WEIGHTS / "reference" / "features.safetensors")
+        stats = load_file(locate(self.weights) / "reference" / "features.safetensors")
         return stats["mean"].double().numpy(), stats["covariance"].double().numpy(), int(stats["count"])

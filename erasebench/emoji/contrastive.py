@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, to_pictures
+from erasebench.store.files import locate
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ class EmojiCLIP:
 
 
 @cache
-def load_contrastive(folder: Path = WEIGHTS) -> EmojiCLIP:
-    """The shipped contrastive model, float32, in evaluation mode."""
+def load_contrastive(weights: str | Path = WEIGHTS) -> EmojiCLIP:
+    """The contrastive model of an embedded model's folder, float32, in evaluation mode."""
     from transformers import CLIPTokenizer
 
     from erasebench.emoji import networks
 
+    folder = locate(weights)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     model = networks.Contrastive(tokenizer)
     tensors = load_file(folder / "contrastive" / "model.safetensors")

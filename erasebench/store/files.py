@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import shutil
 import time
@@ -14,6 +15,25 @@ from pathlib import Path
 STALE_SECONDS = 2 * 24 * 3600  # leftovers of killed runs older than this are removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+def locate(text: str | Path) -> Path:
+    """The path a config means: ``~`` is the home folder, ``pkg:PACKAGE/REST`` lies inside an importable package.
+
+    Raises:
+        FileNotFoundError: a package that cannot be found.
+
+    >>> locate("pkg:erasebench/emoji").name, locate("~").is_absolute()
+    ('emoji', True)
+    """
+    name = str(text)
+    if not name.startswith("pkg:"):
+        return Path(name).expanduser()
+    package, _, rest = name.removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{name} must lie in an importable package; {package!r} is none; install it")
+    return Path(next(iter(spec.submodule_search_locations))) / rest
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from erasebench import diffusion
 from erasebench.emoji.classifier import WEIGHTS, EmojiJudge
 from erasebench.emoji.contrastive import load_contrastive
 from erasebench.emoji.training import captions, world
+from erasebench.store.files import locate
 from erasebench.types import Pipeline, Prompt
 
 UNSEEN = (  # sentence frames that do not occur in training
@@ -107,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m erasebench.emoji.training.quality", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--model", type=Path, default=WEIGHTS)
+    parser.add_argument("--model", type=Path, default=locate(WEIGHTS))
     parser.add_argument("--n", type=int, default=20, help="pictures per concept, half by name, half by synonym")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
