@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tqdm import tqdm
-
 from attacks.queries import Querying, attacked, check_whole, noted, unasked
+from erasebench import progress
 from erasebench.prompts.files import place_hash
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
@@ -75,7 +74,7 @@ class Control(Querying, Attack):
         """
         candidate = self.candidates(pipe, prompts, concept)
         records, most = self._resume(prompts), min(self.queries, self.budget or self.queries)
-        with tqdm(total=len(prompts) * most, desc=self.name, unit="query", disable=None, smoothing=0.1) as bar:
+        with progress.bar(total=len(prompts) * most, desc=self.name, unit="query") as bar:
             while todo := [i for i, r in enumerate(records) if not r["success"] and r["queries"] < most]:
                 turn = min(records[i]["queries"] for i in todo)
                 batch = [i for i in todo if records[i]["queries"] == turn][: self.batch_size]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from erasebench.prompts.published import PublishedPrompts, token_count
+from erasebench.diffusion import cut_texts
+from erasebench.prompts.published import PublishedPrompts
 from erasebench.protocols import Attack, Judge
 from erasebench.types import Concept, Group, Pipeline, Prompt
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +21,9 @@ class PromptSet(PublishedPrompts, Attack):
     of others. Rates on the original model stand beside in every table, and are the ceiling of the set.
 
     Prompts with more tokens than the text encoder takes lose their end, in the original model as in the erased one:
-    they are kept, counted, and marked ``truncated`` in ``info``. The other counts of ``info`` are of the whole set, see
-    :meth:`erasebench.prompts.published.PublishedPrompts.select`. Cost: no model evaluation.
+    they are kept and marked ``truncated`` in ``info``; the step that draws them counts them. The other counts of
+    ``info`` are of the whole set, see :meth:`erasebench.prompts.published.PublishedPrompts.select`. Cost: no model
+    evaluation.
 
     Args:
         see :class:`erasebench.prompts.published.PublishedPrompts`.
@@ -44,8 +43,5 @@ class PromptSet(PublishedPrompts, Attack):
     ) -> list[Prompt]:
         """The set's prompts about ``concept`` in the file's order, group ``attack``."""
         found, counts = self.select(concept)
-        room = original.tokenizer.model_max_length - 2
-        longest = {text: token_count(original.tokenizer, text) > room for text in {p.text for p in found}}
-        if cut := sum(longest[p.text] for p in found):
-            log.warning("%s: %d prompts of more than %d tokens lose their end", self.name, cut, room)
-        return [p.with_(group="attack", info=counts | {"truncated": longest[p.text]}) for p in found]
+        cut = cut_texts(original, [p.text for p in found])
+        return [p.with_(group="attack", info=counts | {"truncated": p.text in cut}) for p in found]

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from attacks.evolution import Ids, Losses, Memo, evolve, run
 from attacks.pairs import VectorSource
 from attacks.queries import attacked, check_whole, names_concept
-from erasebench import diffusion
+from erasebench import diffusion, progress
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline, Prompt
@@ -103,7 +102,7 @@ class RingABell(Attack):
         kept = workspace.current().load("ringabell")
         found: dict[str, dict[str, Any]] = kept[1]["found"] if kept else {}
         left = [text for text in texts if text not in found]
-        with tqdm(desc="ringabell", total=len(texts), initial=len(found), unit="search", disable=None) as bar:
+        with progress.bar(desc="ringabell", total=len(texts), initial=len(found), unit="search") as bar:
             for text, result in self.search(original, left, concept):
                 found[text] = result
                 workspace.current().save("ringabell", {}, found=found)

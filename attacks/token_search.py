@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from attacks import denoising
 from attacks.denoising import Vocabulary
 from attacks.descent import STATE, Models, Slot, Steps, Tokens, descend
 from attacks.queries import Querying, attacked, better, check_whole, names_concept, noted, unasked
-from erasebench import diffusion
+from erasebench import diffusion, progress
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline, Prompt
@@ -107,7 +106,7 @@ class TokenSearch(Querying, Attack):
         vocabulary = Vocabulary.of(victim)
         models = Models(victim, original, concept, judge, vocabulary, self.relax(vocabulary), fitted)
         records, latents = self._open(models, shortened)
-        with tqdm(total=len(latents) * rounds, desc=self.name, unit="round", disable=None) as bar:
+        with progress.bar(total=len(latents) * rounds, desc=self.name, unit="round") as bar:
             self._search(models, records, latents, bar)
         return [self._result(prompt, models, i, records[i]) for i, prompt in enumerate(prompts)]
 
@@ -145,7 +144,7 @@ class TokenSearch(Querying, Attack):
         workspace.current().save("opened", tensors, records={str(i): record for i, record in records.items()})
         return records, latents
 
-    def _search(self, models: Models, records: Records, latents: dict[int, Tensor], bar: tqdm) -> None:
+    def _search(self, models: Models, records: Records, latents: dict[int, Tensor], bar: progress.Bar) -> None:
         """Runs the search into ``records``; after every round all there is to keep is kept."""
         rounds, iterations, _ = self.schedule()
         steps = Steps(

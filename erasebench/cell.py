@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import labels, several, store
+from erasebench import labels, progress, several, store
 from erasebench.building import without_extras
 from erasebench.report.runs import find_run
 from erasebench.store import provenance
@@ -105,7 +105,8 @@ class Cell:
         """Record a step's seconds and the process's peak memory after it."""
         started = time.perf_counter()
         record: dict[str, Any] = {"cached": False}
-        yield record
+        with progress.step(name, record):
+            yield record
         record |= {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
         self.steps[name] = record
 
@@ -192,15 +193,18 @@ def _names(cfg: DictConfig, config: Mapping[str, Any]) -> tuple[dict[str, str], 
     attack = word["attack"] + (f"-{origin_name(origin, config['model']['name'])}" if origin else "")
     attack = labels.label(attack, spent)
     concept = several.name(labels.label(word["concept"], changed("concept")), config)
+    own = str(labels.named(picked, ["model"]).hydra.runtime.choices["adaptation"]) if picked else "paper"
     around = changed("model", "name", "path", "revision", "blur_unsafe", *FREE["model"])
     around |= _surroundings(picked, changed)
     names = {
         "model": str(config["model"]["name"]), "concept": concept, "method": method,
         "recipe": config["recipe"] + (" changed" if edited else ""),
-        "attack": attack, "budget": _budget(config, word["attack"]) + (" changed" if spent else ""),
+        "attack": attack, "budget": _budget(config, own, word["attack"]) + (" changed" if spent else ""),
         "settings": labels.spelled(around),
     }  # fmt: skip
-    literal = [_literal(config, word["method"], "recipe"), _literal(config, word["attack"], "budget", "strength")]
+    literal = [
+        _literal(config, own, word["method"], "recipe"), _literal(config, own, word["attack"], "budget", "strength")
+    ]  # fmt: skip
     folders = [names["model"], *(labels.folder_name(names[k]) for k in ("concept", "method", "attack"))]
     folders[2], folders[3] = folders[2] + literal[0], folders[3] + literal[1]
     if around:
@@ -233,27 +237,27 @@ def _surroundings(picked: Mapping[str, str], changed: Callable[..., dict[str, An
     return found
 
 
-def _budget(config: Mapping[str, Any], attack: str) -> str:
+def _budget(config: Mapping[str, Any], adaptation: str, attack: str) -> str:
     """Name of what the attack may spend, with that of its strength where a model could have changed it."""
-    model, budget, strength = config["model"]["name"], str(config["budget"]), str(config["strength"])
-    told = has_adaptation("strength", attack, model) and strength != budget
+    budget, strength = str(config["budget"]), str(config["strength"])
+    told = has_adaptation("strength", attack, adaptation) and strength != budget
     return f"{budget}, strength {strength}" if told else budget
 
 
-def _literal(config: Mapping[str, Any], word: str, *groups: str) -> str:
+def _literal(config: Mapping[str, Any], adaptation: str, word: str, *groups: str) -> str:
     """``-paper`` for a folder where this model has settings of its own and the published ones are run."""
-    able = [g for g in groups if has_adaptation(g, word, config["model"]["name"])]
+    able = [g for g in groups if has_adaptation(g, word, adaptation)]
     literal = [g for g in able if config[g] == "paper"]
     return "" if not literal else "-paper" if literal == able else f"-paper_{'_'.join(literal)}"
 
 
-def has_adaptation(group: str, name: str, model: str) -> bool:
-    """Whether this model has its own ``recipe``, ``strength`` or ``budget`` of a method or attack.
+def has_adaptation(group: str, name: str, adaptation: str) -> bool:
+    """Whether a model's adaptation has its own ``recipe``, ``strength`` or ``budget`` of a method or attack.
 
     >>> has_adaptation("recipe", "uce", "emoji"), has_adaptation("recipe", "uce", "sd14")
     (True, False)
     """
-    return any((folder / group / f"{name}_{model}.yaml").is_file() for folder in several.config_folders())
+    return any((folder / group / f"{name}_{adaptation}.yaml").is_file() for folder in several.config_folders())
 
 
 def origin_name(run: str, model: str) -> str:

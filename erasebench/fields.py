@@ -38,7 +38,7 @@ def number(
     ValueError: lamb must be a finite number >= 0; got '0.5', which is a text; write lamb=0.5
     """
     signs = {">=": least, ">": above, "<=": most, "<": below}
-    limits = " and ".join(f"{sign} {limit}" for sign, limit in signs.items() if limit is not None)
+    limits = " and ".join(f"{sign} {limit:g}" for sign, limit in signs.items() if limit is not None)
     right = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
     right = right and (least is None or value >= least) and (above is None or value > above)
     if not right or (most is not None and value > most) or (below is not None and value >= below):
@@ -154,6 +154,22 @@ def chosen(name: str, value: Any, choices: Iterable[str], *, least: int = 0) -> 
             advice = meant(entry, choices) or "correct its spelling"
             _refuse(name, f"must hold only {', '.join(choices)}", entry, advice)
     return found
+
+
+def numbers(
+    name: str, value: Any, *, least: float | None = None, above: float | None = None, most: float | None = None
+) -> tuple[Any, ...]:
+    """The value, a list of at least one number in a range, as a tuple.
+
+    >>> numbers("thresholds", 0.5)
+    Traceback (most recent call last):
+    ValueError: thresholds must be a list of numbers; got 0.5; write thresholds=[0.5]
+    """
+    if not isinstance(value, list | tuple):
+        _refuse(name, "must be a list of numbers", value, _bracketed(name, value))
+    if not value:
+        _refuse(name, "must hold at least one number", [], f"add to {name}")
+    return tuple(number(name, entry, least=least, above=above, most=most) for entry in value)
 
 
 def path(name: str, value: Any) -> Path:

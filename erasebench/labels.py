@@ -50,7 +50,7 @@ def named(groups: Mapping[str, str], wanted: Collection[str]) -> DictConfig:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    optional = ("recipe", "strength", "budget")  # a model without one has no such file: left to the defaults
+    optional = ("recipe", "strength", "budget")  # where there is no such file the choice is left to the defaults
     picked = {k: v for k, v in groups.items() if k in wanted and "@" not in k}
     for group in optional:
         if group in picked and not _is_there(group, picked[group]):

@@ -69,6 +69,8 @@ def run(cfg: DictConfig) -> Result:
         judge.check(named)
     for part in concept.singles:
         attack.check(part)
+    for evaluator in evaluators.values():
+        getattr(evaluator, "check", lambda: None)()
     if hasattr(method, "check"):
         for part in concept.singles if config["together"] == "sequence" else [concept]:
             method.check(part, model_shapes(config["model"]))

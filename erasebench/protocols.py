@@ -137,4 +137,7 @@ class Evaluator(Protocol):
     def headlines(self) -> Sequence[Headline]:
         return ()
 
+    def check(self) -> None:
+        """Raise a one-line ValueError or OSError, before any weight is loaded, for files this evaluator cannot read."""
+
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,10 +16,10 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
-from erasebench import diffusion, store
+from erasebench import diffusion, progress, store
 from erasebench.cell import DRAWING, VERSION, Cell, Result, image_set
+from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
 from erasebench.protocols import Attack, Evaluator, Judge, Method
@@ -29,6 +31,8 @@ from erasebench.store.files import locate, replacing
 from erasebench.store.images import ImageSet
 from erasebench.types import Concept, Pipeline, Prompt, Score
 
+log = logging.getLogger(__name__)
+
 COMMIT = 2  # batches drawn between two commits
 _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once
 
@@ -36,7 +40,7 @@ _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid 
 def load(cell: Cell) -> Pipeline:
     """The original model, float weights as configured, on the configured device."""
     model = cell.config["model"]
-    device = model["device"] if model["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = check_device("model.device", model["device"])
     name = f"{cell.model_hash} {model['dtype']} {device}"
     with cell.measured("load") as record:
         record["cached"] = name in _pipes
@@ -59,10 +63,11 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
             stages = list(zip(concept.parts, cell.concepts, strict=True))
     erased, key = original, cell.model_hash
     with cell.measured("erase") as record:
-        record |= {"cached": True, "bytes": 0}
+        record |= {"cached": True, "bytes": 0, "intact": True}
         for part, node in stages:
             erased, key = _erase(cell, method, (erased, key), part, node, record)
         record["changed_tensors"] = len(diffusion.changed_tensors(erased, original))
+        record["guided"] = getattr(erased, "guide", None) is not None
     return erased, key
 
 
@@ -88,12 +93,15 @@ def _erase(
             cost |= {f"{name}_evaluations": number for name, number in asdict(spent).items()}
             matrix = method.matrix(model, concept) if hasattr(method, "matrix") else None
         how = {"method": node, "concept": concept_node, "model": cell.model_hash, "cost": cost}
+        how["intact"] = erased is model  # the pipeline it was given: it says itself that it erases nothing
         erasures.save(folder, erased, model, matrix, **how, **base)
 
     record["cached"] &= store.read_manifest(cell.root / "cache" / "erase" / key) is not None
     folder = store.step(cell.root, "erase", key, make)
     erased = erasures.load(folder, model)
-    record |= {"key": key, "cost": erasures.read(folder)["cost"]}  # of the run that made it, since its last restart
+    how = erasures.read(folder)
+    record["intact"] &= how.get("intact", False)
+    record |= {"key": key, "cost": how["cost"]}  # of the run that made it, since its last restart
     record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return erased, model_key if erased is model else key
 
@@ -161,13 +169,25 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
             todo["erased"] = []
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
-        with tqdm(total=total, desc="draw", unit="image", disable=None if total else True, smoothing=0.1) as bar:
+        record["truncated"] = _truncated(models["original"][0], prompts)
+        with progress.bar(total=total, desc="draw", unit="image") as bar:
             for side, digests in todo.items():
                 _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
     return sets
 
 
-def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: tqdm) -> None:
+def _truncated(pipe: Pipeline, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Group -> how many of its prompts are too long for the text encoder; said in the log: nothing else shows it."""
+    texts = [p for p in prompts if p.embeds is None]
+    cut = diffusion.cut_texts(pipe, [p.text for p in texts])
+    counts: dict[str, int] = dict(Counter(p.group for p in texts if p.text in cut))
+    room = pipe.tokenizer.model_max_length - 2
+    for group, n in counts.items():
+        log.warning("%s: %d prompts of more than %d tokens lose their end", group, n, room)
+    return counts
+
+
+def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: progress.Bar) -> None:
     """Draw prompts in full batches (the last is filled up), so that no image depends on how many are left."""
     size = model["batch_size"]
     for start in range(0, len(prompts), COMMIT * size):
@@ -189,7 +209,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
     """Scores of both models by every evaluator; the original's are shared by all methods."""
     out: dict[str, list[Score]] = {side: [] for side in images}
     shared = {k: cell.config[k] for k in ("judge", "clip", "features")}
-    with cell.measured("score") as record, tqdm(total=2 * len(evaluators), desc="score", disable=None) as bar:
+    with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
         for name, evaluator in evaluators.items():
             node = cell.config["evaluator"][name]
@@ -239,7 +259,7 @@ def record(
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
-    flags = [*checks.flags(frame, summary), *checks.search_flags(searched)]
+    flags = [*checks.flags(frame, summary), *checks.search_flags(searched), *checks.erasure_flags(cell.steps["erase"])]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
     blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)

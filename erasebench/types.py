@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from erasebench import fields
+
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import StableDiffusionPipeline as Pipeline
@@ -25,6 +27,8 @@ Strength = Literal["text", "embedding", "latent", "weights"]
 Status = Literal["ok", "nan", "constant", "error"]
 Role = Literal["", "present", "kept", "success", "similarity", "distance", "mean"]
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GROUPS: tuple[Group, ...] = get_args(Group)
 ERASED_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "attack")  # groups that ask for the erased concept
 KEPT_GROUPS: tuple[Group, ...] = ("neighbour", "unrelated", "coco")  # groups whose concept should survive
 
@@ -43,7 +47,7 @@ class Concept:
         parts: the single concepts, for several that are erased jointly, see :func:`joint`; empty for one.
 
     Raises:
-        ValueError: no phrase, an unknown kind, or an anchor equal to the concept.
+        ValueError: no phrase, one word where a list belongs, an unknown kind, or an anchor equal to the concept.
 
     >>> Concept(name="cat", kind="object", phrases=["cat", "kitty"], anchor="dog").phrases
     ('cat', 'kitty')
@@ -59,15 +63,14 @@ class Concept:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "phrases", tuple(self.phrases))
-        object.__setattr__(self, "preserve", tuple(self.preserve))
-        object.__setattr__(self, "neighbours", {k: tuple(v) for k, v in self.neighbours.items()})
-        if self.kind not in ("object", "style", "unsafe", "identity"):
-            raise ValueError(
-                f"concept {self.name!r}: kind must be object, style, unsafe or identity; got {self.kind!r}"
-            )
-        if not self.phrases or not all(p.strip() for p in self.phrases):
-            raise ValueError(f"concept {self.name!r} needs at least one non-empty phrase; add phrases: [{self.name}]")
+        object.__setattr__(self, "name", fields.text("concept.name", self.name, empty=False))
+        fields.choice("concept.kind", self.kind, KINDS)
+        hint = "write concept.anchor= for the unconditional text"
+        object.__setattr__(self, "anchor", fields.text("concept.anchor", self.anchor, hint=hint))
+        hint = f"write concept.phrases=[{self.name}]"
+        object.__setattr__(self, "phrases", fields.texts("concept.phrases", self.phrases, least=1, hint=hint))
+        object.__setattr__(self, "preserve", fields.texts("concept.preserve", self.preserve))
+        object.__setattr__(self, "neighbours", _relations(self.neighbours))
         if self.anchor.strip().lower() in {p.strip().lower() for p in self.phrases}:
             raise ValueError(
                 f"concept {self.name!r}: anchor {self.anchor!r} is the concept itself; choose another text"
@@ -77,6 +80,14 @@ class Concept:
     def singles(self) -> tuple[Concept, ...]:
         """The concepts to erase one by one: the parts of a joint concept, else this one alone."""
         return self.parts or (self,)
+
+
+def _relations(neighbours: Any) -> dict[str, tuple[str, ...]]:
+    """Relation -> names, each a list of texts."""
+    if not isinstance(neighbours, Mapping):
+        advice = "write concept.neighbours={visual: [dog, fox]}"
+        raise ValueError(f"concept.neighbours must map relations to lists of names; got {neighbours!r}; {advice}")
+    return {str(k): fields.texts(f"concept.neighbours.{k}", names) for k, names in neighbours.items()}
 
 
 def joint(concepts: Sequence[Concept]) -> Concept:

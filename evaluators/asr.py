@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from erasebench import fields
 from erasebench.judges.divided import asked
-from erasebench.judges.judging import Judged, judge_images
-from erasebench.protocols import Judge
+from erasebench.judges.judging import Judged, check_files, judge_images
+from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
-from erasebench.types import Headline, Prompt, Score, Status
+from erasebench.types import GROUPS, Headline, Prompt, Score, Status
 
 
 class Outcome(NamedTuple):
@@ -79,7 +80,7 @@ def rates(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ASR:
+class ASR(Evaluator):
     """Attack success from the judge's verdicts on the images of the groups target and attack, see :func:`rates`.
 
     Every rate is a metric of its own, ``pre_asr.<judge>``, ``asr.<judge>``, ``asr_on_safe.<judge>`` and
@@ -112,9 +113,13 @@ class ASR:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", fields.chosen("evaluator.asr.groups", self.groups, GROUPS, least=1))
         if missing := {"target", "attack"} - set(self.groups):
             raise ValueError(f"groups must hold target and attack; got {list(self.groups)}; add {min(missing)}")
+
+    def check(self) -> None:
+        """The judge's files can be read, as far as it says how to find out."""
+        check_files(self.judge)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One score per prompt and rate; ``original`` is not used."""

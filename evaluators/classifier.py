@@ -6,15 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from erasebench import fields
 from erasebench.judges.divided import asked
-from erasebench.judges.judging import judge_images
-from erasebench.protocols import Judge
+from erasebench.judges.judging import check_files, judge_images
+from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
-from erasebench.types import ERASED_GROUPS, Headline, Score
+from erasebench.types import ERASED_GROUPS, GROUPS, Headline, Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier:
+class Classifier(Evaluator):
     """Top-1 presence of each prompt's concept in its image, and the probability the judge gives it.
 
     Per image with concept k, probabilities p over the judge's labels:
@@ -55,7 +56,11 @@ class Classifier:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", fields.chosen("evaluator.classifier.groups", self.groups, GROUPS, least=1))
+
+    def check(self) -> None:
+        """The judge's files can be read, as far as it says how to find out."""
+        check_files(self.judge)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Two scores per image: presence in {0, 1} and probability in [0, 1]; ``original`` is not used."""

@@ -6,15 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from erasebench import fields
+from erasebench.judges.judging import check_files
+from erasebench.protocols import Evaluator
 from erasebench.store.images import ImageSet
-from erasebench.types import ERASED_GROUPS, Headline, Prompt, Score, Status
+from erasebench.types import ERASED_GROUPS, GROUPS, Headline, Prompt, Score, Status
 
 if TYPE_CHECKING:
     from erasebench.judges.clip import ImageText
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipScore:
+class ClipScore(Evaluator):
     """100 times the cosine of image and text features, raw: neither clamped at 0 nor scaled by 2.5.
 
     ``clip_score = 100 * <v(image), t(text)> / (|v| |t|)``, in [-100, 100]. Clamped at 0 and scaled by 2.5 / 100 it is
@@ -45,7 +48,11 @@ class ClipScore:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", fields.chosen("evaluator.clip_score.groups", self.groups, GROUPS, least=1))
+
+    def check(self) -> None:
+        """The model's files are there and of the right kind, as far as it says how to find out."""
+        check_files(self.model)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One score per image; ``original`` is not used."""

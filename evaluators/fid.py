@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from erasebench import fields
+from erasebench.judges.judging import check_files
+from erasebench.protocols import Evaluator
 from erasebench.store.images import ImageSet
-from erasebench.types import Headline, Score
+from erasebench.types import GROUPS, Headline, Score
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -141,7 +144,7 @@ def _features(network: FeatureNetwork, images: ImageSet) -> dict[str, np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class FID:
+class FID(Evaluator):
     """Fréchet distance between feature distributions, pooled over the groups that should survive.
 
     - ``fid.<network>.vs_<reference>.n<N>``: N images against the network's statistics of real images;
@@ -166,7 +169,11 @@ class FID:
     version: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "groups", fields.chosen("evaluator.fid.groups", self.groups, GROUPS, least=1))
+
+    def check(self) -> None:
+        """The network's files are there and of the right kind, as far as it says how to find out."""
+        check_files(self.features)
 
     @property
     def headlines(self) -> tuple[Headline, ...]:

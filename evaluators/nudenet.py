@@ -21,10 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from erasebench.protocols import Judge
+from erasebench import fields
+from erasebench.protocols import Evaluator, Judge
 from erasebench.store.cache import key
+from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
-from erasebench.types import Headline, Prompt, Score, Status, Verdict
+from erasebench.store.sources import folder_hash
+from erasebench.types import GROUPS, Headline, Prompt, Score, Status, Verdict
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,15 +59,26 @@ Detection = dict[str, Any]  # {"class": one of 18 names, "score": float in [0.25
 
 @lru_cache(maxsize=2)
 def _detector(weights: str, resolution: int) -> Any:
-    package, release = importlib.import_module("nudenet"), installed_version("nudenet")
+    release = installed_version("nudenet")
     if not release.startswith("3.4."):
         raise ImportError(f"nudenet must be 3.4.x, others preprocess and name classes differently; got {release}; run "
                           "pip install 'nudenet==3.4.2'")  # fmt: skip
-    return package.NudeDetector(None if weights == "320n" else weights, inference_resolution=resolution)
+    package = importlib.import_module("nudenet")
+    try:
+        detector = package.NudeDetector(
+            None if weights == "320n" else str(locate(weights)), inference_resolution=resolution
+        )
+    except Exception as error:  # onnxruntime has an exception class of its own for each kind of broken file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"nudenet.weights must be an ONNX model of NudeNet 3; {weights} is none: {reason}; give 320n or "
+            "fetch 640m.onnx again"
+        ) from None
+    return detector
 
 
 @dataclass(frozen=True, kw_only=True)
-class NudeNet:
+class NudeNet(Evaluator):
     """Exposed-body-part detections of NudeNet 3.4 (github.com/notAI-tech/NudeNet; optional, AGPL-3.0).
 
     With D the detections of an image whose class is one of the nine ``*_EXPOSED`` ones, per image and threshold t:
@@ -105,16 +119,17 @@ class NudeNet:
     version: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
-        object.__setattr__(self, "thresholds", tuple(float(t) for t in self.thresholds))
-        if self.color_order not in COLOR_ORDERS:
-            raise ValueError(f"color_order must be one of {', '.join(COLOR_ORDERS)}; got {self.color_order!r}")
-        if not self.thresholds or not all(FLOOR <= t <= 1 for t in self.thresholds):
-            raise ValueError(f"thresholds must lie in [{FLOOR}, 1], nudenet keeps nothing below; got {self.thresholds}")
-        if self.weights != "320n" and not (self.weights.endswith(".onnx") and Path(self.weights).is_file()):
-            raise ValueError(f"weights must be 320n or the path of an .onnx file; got {self.weights!r}")
-        if self.resolution <= 0 or self.resolution % 32:
-            raise ValueError(f"resolution must be a positive multiple of 32; got {self.resolution}")
+        object.__setattr__(self, "groups", fields.chosen("evaluator.nudenet.groups", self.groups, GROUPS, least=1))
+        thresholds = fields.numbers("evaluator.nudenet.thresholds", self.thresholds, least=FLOOR, most=1)
+        object.__setattr__(self, "thresholds", tuple(map(float, thresholds)))
+        fields.choice("nudenet.color_order", self.color_order, COLOR_ORDERS)
+        if self.weights != "320n":
+            path = fields.path("nudenet.weights", self.weights)
+            if path.suffix != ".onnx" or not path.is_file():
+                raise ValueError(f"nudenet.weights must be 320n or the path of an .onnx file; got {self.weights!r}")
+            object.__setattr__(self, "weights", str(path))
+        if fields.integer("nudenet.resolution", self.resolution, least=32) % 32:
+            raise ValueError(f"nudenet.resolution must be a multiple of 32; got {self.resolution}")
         if importlib.util.find_spec("nudenet") is None:
             raise ImportError("nudenet is not installed; run pip install 'nudenet==3.4.2' (AGPL-3.0) or leave it out")
 
@@ -123,6 +138,17 @@ class NudeNet:
         """Package, weights, resolution if it is not the usual one, colour order."""
         size = "" if self.weights == "320n" and self.resolution == 320 else f"_r{self.resolution}"
         return f"v3_4_{Path(self.weights).stem}{size}.{self.color_order}"
+
+    def check(self) -> None:
+        """Open the weights if they are a file of the user's: what is no ONNX model is said before anything is drawn."""
+        if self.weights != "320n":
+            _detector(self.weights, self.resolution)
+
+    @property
+    def _kept_as(self) -> str:
+        """Name of stored detections: other weights under the same file name are another detector."""
+        file = locate(self.weights)
+        return f"{self.detector}.{folder_hash(file)}" if file.suffix and file.is_file() else self.detector
 
     @property
     def headlines(self) -> tuple[Headline, ...]:
@@ -151,13 +177,14 @@ class NudeNet:
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Counts per image (see the class), all lower is better; ``original`` is not used."""
         folder = images.folder / "detections"
-        known = read_detections(folder, self.detector)
+        kept_as = self._kept_as
+        known = read_detections(folder, kept_as)
         scores = []
         for batch in images.only(self.groups).batches():
             new = {p.digest(): image for p, image, _ in batch if image is not None and p.digest() not in known}
             if new:
                 found = dict(zip(new, self.detections(list(new.values())), strict=True))
-                write_detections(folder, self.detector, found)
+                write_detections(folder, kept_as, found)
                 known |= found
             for prompt, _, status in batch:
                 scores += self._scores(prompt, known[prompt.digest()] if status == "ok" else None, status)
@@ -216,20 +243,21 @@ class NudeNetJudge(Judge):
     resolution: int = 320
 
     def __post_init__(self) -> None:
-        for name in ("classes", "concepts"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        if unknown := [name for name in self.classes if name not in (*EXPOSED, *COVERED)] or not self.classes:
-            got = unknown[0] if isinstance(unknown, list) else "none"
-            raise ValueError(f"classes must be among {', '.join((*EXPOSED, *COVERED))}; got {got}; correct the name")
-        if not self.concepts:
-            raise ValueError("concepts must name what the classes stand for; got none; write concepts: [nudity]")
+        classes = fields.chosen("judge.classes", self.classes, (*EXPOSED, *COVERED), least=1)
+        object.__setattr__(self, "classes", classes)
+        concepts = fields.texts("judge.concepts", self.concepts, least=1, hint="write judge.concepts=[nudity]")
+        object.__setattr__(self, "concepts", concepts)
+        fields.number("judge.threshold", self.threshold, least=FLOOR, most=1)
         _ = self._net  # which checks the other fields
+
+    def check_files(self) -> None:
+        """Open the weights if they are a file of the user's."""
+        self._net.check()
 
     @property
     def _net(self) -> NudeNet:
         return NudeNet(
-            groups=(), thresholds=(self.threshold,), color_order=self.color_order, weights=self.weights,
+            groups=("target",), thresholds=(self.threshold,), color_order=self.color_order, weights=self.weights,
             resolution=self.resolution,
         )  # fmt: skip
 

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from erasebench.judges.judging import Judged, judge_images
-from erasebench.protocols import Judge
+from erasebench import fields
+from erasebench.judges.judging import Judged, check_files, judge_images
+from erasebench.protocols import Evaluator, Judge
 from erasebench.report.intervals import wilson
 from erasebench.store.images import ImageSet
-from erasebench.types import Headline, Score
+from erasebench.types import GROUPS, Headline, Score
 
 Outcome = tuple[int, int]  # images whose concept is seen, images judged
 
@@ -66,7 +67,7 @@ def harmonic_interval(outcomes: Sequence[Outcome], draws: int, seed: int) -> tup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spillover:
+class Spillover(Evaluator):
     """EraseBench's spillover measures on our own concepts, with a judge's top-1 accuracy, all in percent.
 
     - ``efficacy.<judge>`` (group target) and ``generality.<judge>`` (paraphrase): how often the erased concept is still
@@ -100,9 +101,13 @@ class Spillover:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", tuple(self.groups))
-        if self.bootstrap < 100:
-            raise ValueError(f"bootstrap must be at least 100 samples; got {self.bootstrap}")
+        object.__setattr__(self, "groups", fields.chosen("evaluator.spillover.groups", self.groups, GROUPS, least=1))
+        fields.integer("evaluator.spillover.bootstrap", self.bootstrap, least=100, hint="fewer give no interval")
+        fields.integer("evaluator.spillover.seed", self.seed, least=0)
+
+    def check(self) -> None:
+        """The judge's files can be read, as far as it says how to find out."""
+        check_files(self.judge)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Whole-set scores, see the class; ``original`` holds the same prompts drawn by the un-erased model."""

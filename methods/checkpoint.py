@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from erasebench import diffusion
+from erasebench import diffusion, fields
 from erasebench.diffusion import lora
-from erasebench.diffusion.headers import Shapes, folder_shapes, header, match, pipe_shapes
+from erasebench.diffusion.headers import Shapes, folder_shapes, match, pipe_shapes
+from erasebench.diffusion.weight_files import PICKLES, WeightFiles, refuse_rivals, weight_files
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +24,15 @@ class Checkpoint(Method):
     ``path`` is one of
 
     - a diffusers folder, or a hub id with a pinned ``revision``: a whole pipeline of the same architecture;
-    - a safetensors file, or a folder of them, with all or only the changed tensors of the UNet and text encoders, under
-      the names of diffusers (``down_blocks...to_k.weight``), of UCE (the same) or ours (``unet.down_blocks...``);
+    - a safetensors file with all or only the changed tensors of the UNet and text encoders, under the names of
+      diffusers (``down_blocks...to_k.weight``), of UCE (the same) or ours (``unet.down_blocks...``);
     - a safetensors file with a LoRA under the names of peft and diffusers or of kohya: merged into the weights as
-      ``W + scale * alpha / rank * B A`` (arXiv:2106.09685).
+      ``W + scale * alpha / rank * B A`` (arXiv:2106.09685), rank-stabilised where its settings say so;
+    - a folder with one of these for a part of the model: a file, its shards, or a peft adapter with its
+      ``adapter_config.json`` (alpha, patterns and use_rslora as peft merges them); also in subfolders ``unet/``,
+      ``text_encoder/``. Two candidates for one part are refused, and so is a LoRA that no such sum describes.
 
+    Prefixes ``module.`` (DDP), ``_orig_mod.`` (torch.compile) and ``base_model.model.`` (peft) are understood.
     ``.pt``, ``.ckpt`` and ``.bin`` can run code when they are read and are refused; ``python -m erasebench.convert``
     turns those that hold nothing but tensors into safetensors. Nothing here costs a model evaluation.
 
@@ -45,8 +46,9 @@ class Checkpoint(Method):
 
     Raises:
         FileNotFoundError: nothing at ``path``.
-        ValueError: pickled or broken weights; a hub id without a pinned revision; a tensor that does not fit, named
-            with both shapes; a LoRA for another base. Where model and checkpoint are local, before weights are loaded.
+        ValueError: pickled or broken weights; several candidates; a hub id without a pinned revision; a tensor that
+            does not fit, named with both shapes; a LoRA for another base, or no plain one. Where model and checkpoint
+            are local, before weights are loaded.
 
     >>> Checkpoint(path="erased.pt")
     Traceback (most recent call last):
@@ -62,11 +64,11 @@ class Checkpoint(Method):
     together = ("joint",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
-            raise ValueError(f"scale must be a finite number; got {self.scale!r}; 1 is the LoRA as trained")
+        fields.number("scale", self.scale, hint="1 is the LoRA as trained")
+        fields.text("name", self.name, empty=False)
         if self.path is None:
             return
-        path = Path(self.path).expanduser()
+        path = fields.path("path", self.path)
         if path.suffix.lower() in PICKLES and not path.is_dir():
             raise ValueError(
                 f"path must not be pickled weights; got {self.path}; convert them: python -m erasebench.convert "
@@ -89,10 +91,7 @@ class Checkpoint(Method):
             if shapes:
                 _check_shapes({k: (k, v) for k, v in folder_shapes(path).items()}, dict(shapes))
         elif path.exists() or path.suffix == ".safetensors":
-            for file in _files(path):
-                held, metadata = header(file)
-                if shapes:
-                    _places(held, metadata, dict(shapes))
+            _all_places(path, dict(shapes))
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline with the checkpoint's weights where they differ; the rest is shared with ``pipe``."""
@@ -101,9 +100,8 @@ class Checkpoint(Method):
             return self._whole(pipe)
         shapes, own = pipe_shapes(pipe)
         erased = pipe
-        for file in _files(path):
-            places = _places(*header(file), shapes)
-            tensors = load_file(file)
+        for files, places in _all_places(path, shapes):
+            tensors = files.tensors()
             if isinstance(places, Merge):
                 old = {name: _tensor(erased, own[name]) for name in places.adapters}
                 new = {n: lora.merged(old[n], a, tensors, self.scale) for n, a in places.adapters.items()}
@@ -136,19 +134,27 @@ class Merge:
     adapters: dict[str, lora.Adapter]
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"path {path} must hold safetensors or a diffusers pipeline; found neither; check it")
-    return files
+def _all_places(path: Path, model: Shapes) -> list[tuple[WeightFiles, dict[str, str] | Merge]]:
+    """Everything a path means, each with where its tensors belong; headers alone if ``model`` is not known."""
+    found = []
+    for files in weight_files(path):
+        held, metadata = files.header()
+        if model:
+            found.append((files, _places(held, lora.part_settings(metadata, files.settings), model)))
+    refuse_rivals(path, [(files, _parts(places)) for files, places in found])
+    return found
 
 
-def _places(held: Shapes, metadata: Mapping[str, str], model: Shapes) -> dict[str, str] | Merge:
+def _parts(places: dict[str, str] | Merge) -> set[str]:
+    """Parts of the pipeline that are changed."""
+    names = places.adapters if isinstance(places, Merge) else places.values()
+    return {name.partition(".")[0] for name in names}
+
+
+def _places(held: Shapes, settings: Mapping[str, lora.Settings], model: Shapes) -> dict[str, str] | Merge:
     """Where a file's tensors belong, once all fit the model."""
     if lora.is_lora(held):
-        return Merge(lora.adapters(held, metadata, model))
+        return Merge(lora.adapters(held, settings, model))
     places = match(held, model)
     _check_shapes({place: (name, held[name]) for name, place in places.items()}, model)
     return places

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from erasebench import fields
 from erasebench.diffusion import encode
 from erasebench.diffusion.encoding import Encoding
+from erasebench.prompts.files import read_rows
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
 from methods.fine_tuning import (
     FineTuning,
     Training,
-    check_choice,
-    check_integer,
-    check_number,
     student,
     uniform,
     with_weights,
@@ -114,16 +112,16 @@ class EAP(FineTuning, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("eta", self.eta)
-        check_number("preserve_scale", self.preserve_scale, least=0.0)
-        check_choice("loss_space", self.loss_space, ("x0", "epsilon"))
-        check_integer("closest", self.closest, 1)
-        check_integer("centres", self.centres, 1)
-        check_number("concept_lr", self.concept_lr, above=0.0)
-        check_number("temperature", self.temperature, above=0.0)
+        fields.number("eta", self.eta)
+        fields.number("preserve_scale", self.preserve_scale, least=0)
+        fields.choice("loss_space", self.loss_space, ("x0", "epsilon"))
+        fields.integer("closest", self.closest, least=1)
+        fields.integer("centres", self.centres, least=1)
+        fields.number("concept_lr", self.concept_lr, above=0)
+        fields.number("temperature", self.temperature, above=0)
         if self.pool is not None:
             if not isinstance(self.pool, str):
-                object.__setattr__(self, "pool", tuple(self.pool))
+                object.__setattr__(self, "pool", fields.texts("pool", self.pool, empty=True))
             pool_words(self.pool)
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
@@ -267,16 +265,11 @@ def pool_words(pool: Sequence[str] | str) -> list[str]:
         ValueError: no words, something that is no text, a file that is not there or has no such column.
     """
     if isinstance(pool, str):
-        import pandas as pd
-
-        if not Path(pool).is_file():
-            raise ValueError(f"pool {pool} must be a CSV file; found none; fetch english_3000.csv or list words")
-        table = pd.read_csv(pool, dtype=str, keep_default_na=False)
-        if "word" not in table:
-            raise ValueError(f"pool {pool} has no column 'word'; found {', '.join(table.columns)}")
-        pool = table["word"].tolist()
-    if not all(isinstance(word, str) for word in pool):
-        raise ValueError(f"pool must be a list of words; got {list(pool)[:3]!r}")
+        if not fields.path("pool", pool).is_file():
+            raise ValueError(
+                f"pool {pool} must be a CSV file; found none; fetch english_3000.csv, or write method.pool=[{pool}]"
+            )
+        pool = [row["word"] for _, row in read_rows(pool, {"word": "name the column of the words word"})]
     if not any(word.strip() for word in pool):
         raise ValueError("pool must hold at least one word; got none; list words to preserve")
     return [word.strip() for word in pool if word.strip()]

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import FineTuning, Training, check_choice, check_number, student, uniform, with_weights
+from methods.fine_tuning import FineTuning, Training, student, uniform, with_weights
 from methods.on_policy import Denoiser, joined
 
 
@@ -79,10 +80,10 @@ class ESD(FineTuning, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("eta", self.eta)
-        check_choice("push_from", self.push_from, ("empty", "concept"))
-        check_choice("sampler", self.sampler, ("ddim", "pipeline"))
-        check_choice("drawn_by", self.drawn_by, ("trained", "original"))
+        fields.number("eta", self.eta)
+        fields.choice("push_from", self.push_from, ("empty", "concept"))
+        fields.choice("sampler", self.sampler, ("ddim", "pipeline"))
+        fields.choice("drawn_by", self.drawn_by, ("trained", "original"))
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""

@@ -8,17 +8,15 @@ are something else, and are trained by ``noxattn`` and ``notime``).
 from __future__ import annotations
 
 import hashlib
-import math
-import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from erasebench import fields, progress
 from erasebench.diffusion import apply_tensors, fork
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline
@@ -73,12 +71,12 @@ class FineTuning:
     together: ClassVar[tuple[str, ...]] = ("joint", "sequence")
 
     def __post_init__(self) -> None:
-        check_choice("layers", self.layers, get_args(Layers))
-        check_choice("phrases", self.phrases, ("name", "all"))
+        fields.choice("layers", self.layers, get_args(Layers))
+        fields.choice("phrases", self.phrases, ("name", "all"))
         for name, least in (("iterations", 1), ("batch_size", 1), ("steps", 2), ("seed", 0)):
-            check_integer(name, getattr(self, name), least)
-        check_number("lr", self.lr, above=0.0)
-        check_number("guidance_scale", self.guidance_scale)
+            fields.integer(name, getattr(self, name), least=least)
+        fields.number("lr", self.lr, above=0)
+        fields.number("guidance_scale", self.guidance_scale)
         check_autocast(self.autocast)
 
     def words(self, concept: Concept) -> tuple[str, ...]:
@@ -93,34 +91,6 @@ class FineTuning:
     def generators(self, step: int) -> list[torch.Generator]:
         """A generator for each latent of a step; none depends on the batch size."""
         return [generator(self.seed, step, row) for row in range(self.batch_size)]
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}; correct its spelling")
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Refuse what is no integer >= ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
-
-
-def check_number(
-    name: str, value: Any, *, above: float | None = None, least: float | None = None, below: float | None = None
-) -> None:
-    """Refuse what is no finite number, or not > ``above``, >= ``least`` and < ``below``.
-
-    >>> check_number("lr", 0, above=0.0)
-    Traceback (most recent call last):
-    ValueError: lr must be a finite number > 0; got 0
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    bounds = [(">", above, operator.gt), (">=", least, operator.ge), ("<", below, operator.lt)]
-    if not number or not all(holds(value, bound) for _, bound, holds in bounds if bound is not None):
-        limits = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds if bound is not None)
-        raise ValueError(f"{name} must be a finite number{' ' * bool(limits)}{limits}; got {value!r}")
 
 
 def layer_names(unet: nn.Module, layers: Layers) -> list[str]:
@@ -237,18 +207,17 @@ class Training:
         """
         first = self._resume()
         saved, pause = time.monotonic(), SAVE_SECONDS
-        bar = tqdm(
-            range(first, self.iterations), self.name, initial=first, total=self.iterations, unit="step", disable=None
-        )
-        for step in bar:
-            optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
-            bar.set_postfix(loss=f"{self._update(step, loss, optimiser):.3g}", refresh=False)
-            after()
-            if step + 1 < self.iterations and time.monotonic() - saved >= pause:
-                started = time.monotonic()
-                self._save(step + 1)
-                saved = time.monotonic()
-                pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
+        with progress.bar(desc=self.name, initial=first, total=self.iterations, unit="step") as bar:
+            for step in range(first, self.iterations):
+                optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
+                bar.set_postfix(loss=self._update(step, loss, optimiser))
+                bar.update()
+                after()
+                if step + 1 < self.iterations and time.monotonic() - saved >= pause:
+                    started = time.monotonic()
+                    self._save(step + 1)
+                    saved = time.monotonic()
+                    pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
 
     def _update(self, step: int, loss: Callable[[int], Tensor], optimiser: torch.optim.Optimizer) -> float:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]

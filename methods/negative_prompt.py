@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from erasebench import fields
 from erasebench.diffusion import check_length, fork
 from erasebench.protocols import Guide, Method
 from erasebench.types import Concept, Pipeline
@@ -59,6 +60,9 @@ class NegativePrompt(Method):
     prefix: str = ""
 
     together = ("joint",)
+
+    def __post_init__(self) -> None:
+        fields.text("prefix", self.prefix, hint="write method.prefix= for none")
 
     def text(self, concept: Concept) -> str:
         """The negative prompt N: the concept's phrases, joined by commas."""

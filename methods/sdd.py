@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import FineTuning, Training, check_choice, check_number, student, uniform, with_weights
+from methods.fine_tuning import FineTuning, Training, student, uniform, with_weights
 from methods.on_policy import Denoiser
 
 
@@ -75,11 +76,11 @@ class SDD(FineTuning, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("decay", self.decay, least=0.0, below=1.0)
-        check_number("weight_decay", self.weight_decay, least=0.0)
-        check_choice("joined", self.joined, ("latents", "target"))
+        fields.number("decay", self.decay, least=0, below=1)
+        fields.number("weight_decay", self.weight_decay, least=0)
+        fields.choice("joined", self.joined, ("latents", "target"))
         if self.clip is not None:
-            check_number("clip", self.clip, above=0.0)
+            fields.number("clip", self.clip, above=0)
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""

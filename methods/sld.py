@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from erasebench import fields
 from erasebench.diffusion import check_length, fork
 from erasebench.protocols import Guide, Method
 from erasebench.types import Concept, Pipeline
@@ -112,22 +112,13 @@ class SLD(Method):
     together = ("joint",)
 
     def __post_init__(self) -> None:
-        if self.safety not in ("concept", "unsafe"):
-            raise ValueError(f"safety must be concept or unsafe; got {self.safety!r}; correct its spelling")
-        for name in ("safety_scale", "threshold", "momentum_scale", "momentum_beta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number; got {value!r}; see the recipes sld_weak to sld_max")
-        if self.safety_scale < 0:
-            raise ValueError(f"safety_scale must be >= 0; got {self.safety_scale}; the paper uses 200 to 5000")
-        if not 0 <= self.momentum_scale <= 1:
-            raise ValueError(f"momentum_scale must be in [0, 1]; got {self.momentum_scale}; the paper uses 0 to 0.5")
-        if not 0 <= self.momentum_beta < 1:
-            raise ValueError(f"momentum_beta must be in [0, 1); got {self.momentum_beta}; the paper uses 0 to 0.7")
-        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
-            raise ValueError(
-                f"warmup must be an integer >= 0; got {self.warmup!r}; the paper uses 15, 10, 7 and 0 of 50 steps"
-            )
+        fields.choice("safety", self.safety, ("concept", "unsafe"))
+        fields.text("prefix", self.prefix, hint="write method.prefix= for none")
+        fields.number("safety_scale", self.safety_scale, least=0, hint="the paper uses 200 to 5000")
+        fields.number("threshold", self.threshold, hint="see the recipes sld_weak to sld_max")
+        fields.number("momentum_scale", self.momentum_scale, least=0, most=1, hint="the paper uses 0 to 0.5")
+        fields.number("momentum_beta", self.momentum_beta, least=0, below=1, hint="the paper uses 0 to 0.7")
+        fields.integer("warmup", self.warmup, least=0, hint="the paper uses 15, 10, 7 and 0 of 50 steps")
 
     def text(self, concept: Concept) -> str:
         """The safety text S."""

@@ -15,6 +15,7 @@ from torch import nn
 from erasebench import conf_folder, diffusion
 from erasebench.diffusion import headers, lora
 from erasebench.one_run import run
+from erasebench.store.files import tensor_header
 from erasebench.types import Concept
 from methods.checkpoint import Checkpoint
 
@@ -43,6 +44,7 @@ def erase(path, pipe, **fields):
 
 
 def write(path, tensors, **metadata):
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path, metadata=metadata or None)
     return path
 
@@ -196,10 +198,10 @@ def test_without_alpha_the_factor_is_one_and_old_processor_names_are_known(tiny_
 
 def test_patterns_and_rank_stabilised_scaling_of_the_metadata():
     settings = {"unet.lora_alpha": 8, "unet.alpha_pattern": {"a.to_k": 4}, "unet.use_rslora": True}
-    metadata = {"lora_adapter_metadata": json.dumps(settings)}
+    settings = lora.part_settings({"lora_adapter_metadata": json.dumps(settings)}, None)
     shapes = {f"unet.{m}.lora_{s}.weight": (2, 2) for m in ("a.to_k", "b.to_k") for s in "AB"}
     model = {"unet.a.to_k.weight": (2, 2), "unet.b.to_k.weight": (2, 2)}
-    found = lora.adapters(shapes, metadata, model)
+    found = lora.adapters(shapes, settings, model)
     assert [found[k].alpha for k in sorted(found)] == [4, 8]
     tensors = {name: torch.eye(2) for name in shapes}
     out = lora.merged(torch.zeros(2, 2), found["unet.b.to_k.weight"], tensors, 1.0)
@@ -212,6 +214,132 @@ def test_a_lora_for_sdxls_second_encoder(tiny_xl_pipe, tmp_path):
     tensors = {f"{stem}.lora_down.weight": torch.ones(1, 32), f"{stem}.lora_up.weight": torch.ones(32, 1)}
     erased = erase(write(tmp_path / "l.safetensors", tensors), tiny_xl_pipe)
     assert list(diffusion.changed_tensors(erased, tiny_xl_pipe)) == [f"text_encoder_2.{own}.weight"]
+
+
+# --- peft's adapter folders
+
+
+def adapter(folder, pairs, **settings):
+    """A folder as ``get_peft_model(unet).save_pretrained`` writes it, of the UNet's layers."""
+    folder.mkdir(parents=True)
+    tensors = {}
+    for (part, module), (down, up) in pairs.items():
+        if part == "unet":
+            stem = f"base_model.model.{module}"
+            tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    write(folder / "adapter_model.safetensors", tensors, format="pt")
+    known = {"peft_type": "LORA", "r": 3, "lora_alpha": 12, "bias": "none", "use_rslora": False, "rank_pattern": {},
+             "alpha_pattern": {}, "init_lora_weights": True, "fan_in_fan_out": False}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(known | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        ({}, [4, 4, 4, 4]),
+        ({"lora_alpha": 1}, [1 / 3] * 4),
+        ({"use_rslora": True}, [12 / math.sqrt(3)] * 4),
+        ({"alpha_pattern": {"attn2.to_k": 6, "conv1": 1.5}}, [2, 4, 4, 0.5]),
+        ({"alpha_pattern": {"to_k": 6, "attn2.to_k": 9}}, [2, 4, 4, 4]),  # the first that matches decides
+        ({"r": 8, "rank_pattern": {"to_k": 3, "net.2": 3, "proj_in": 3, "conv1": 3}}, [4, 4, 4, 4]),
+        ({"fan_in_fan_out": True}, [4, 4, 4, 4]),  # peft sets it back for the layers of a UNet
+    ],
+)
+def test_an_adapter_folder_is_merged_as_its_settings_say(tiny_pipe, tmp_path, settings, factors):
+    pairs = random_lora(tiny_pipe)
+    changed = diffusion.changed_tensors(erase(adapter(tmp_path / "a", pairs, **settings), tiny_pipe), tiny_pipe)
+    inside = [(module, pair) for (part, module), pair in pairs.items() if part == "unet"]
+    assert set(changed) == {f"unet.{module}.weight" for module, _ in inside}
+    for (module, (down, up)), factor in zip(inside, factors, strict=True):
+        weight = tiny_pipe.unet.get_submodule(module).weight
+        expected = weight + factor * torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).reshape(weight.shape)
+        torch.testing.assert_close(changed[f"unet.{module}.weight"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_of_two_parts_in_subfolders(tiny_pipe, tmp_path):
+    pairs = random_lora(tiny_pipe)
+    adapter(tmp_path / "out" / "unet", pairs)
+    down, up = pairs["text_encoder", TEXT]
+    encoder = adapter(tmp_path / "out" / "text_encoder", {}, r=3)
+    stem = f"base_model.model.text_model.{TEXT}"
+    write(encoder / "adapter_model.safetensors", {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up})
+    changed = diffusion.changed_tensors(erase(tmp_path / "out", tiny_pipe), tiny_pipe)
+    assert len(changed) == len(LAYERS)
+    own = next(n for n, _ in tiny_pipe.text_encoder.named_modules() if n.endswith(TEXT))
+    weight = tiny_pipe.text_encoder.get_submodule(own).weight
+    torch.testing.assert_close(changed[f"text_encoder.{own}.weight"], weight + 4 * up @ down)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "adapter_config.json: the adapter must be a plain LoRA; got use_dora"),
+        ({"bias": "lora_only"}, "got bias lora_only"),
+        ({"init_lora_weights": "pissa_niter_4"}, "got init_lora_weights pissa_niter_4"),
+        ({"peft_type": "LOKR"}, "got peft_type LOKR"),
+        ({"modules_to_save": ["conv_out"]}, "got modules_to_save"),
+        ({"r": 16}, f"must have rank 16 in unet.{KEY}, as its settings say; got 3"),
+    ],
+)
+def test_adapters_that_are_no_plain_lora_are_refused(shapes, tiny_pipe, tmp_path, settings, message):
+    assert message in refused(adapter(tmp_path / "a", random_lora(tiny_pipe), **settings), shapes)
+
+
+def test_an_adapter_without_its_settings_is_refused(shapes, tiny_pipe, tmp_path):
+    folder = adapter(tmp_path / "a", random_lora(tiny_pipe))
+    assert f"write method.path={folder}" in refused(folder / "adapter_model.safetensors", shapes)
+    (folder / "adapter_config.json").unlink()
+    assert "adapter_config.json must lie beside" in refused(folder, shapes)
+
+
+# --- folders
+
+
+def test_a_folder_with_several_candidates_is_refused_with_their_names(shapes, tiny_pipe, tmp_path):
+    for name in ("sun-a", "sun-b", "sun-c"):
+        write(tmp_path / "esd" / f"{name}.safetensors", {f"{KEY}.weight": ones(tiny_pipe, "unet", KEY)})
+    message = refused(tmp_path / "esd", shapes)
+    assert "got 3 for the unet: sun-a.safetensors, sun-b.safetensors, sun-c.safetensors; choose one" in message
+    write(tmp_path / "both" / "unet" / "x.safetensors", {f"{KEY}.weight": ones(tiny_pipe, "unet", KEY)})
+    write(tmp_path / "both" / "unet_ema" / "x.safetensors", {f"{KEY}.weight": ones(tiny_pipe, "unet", KEY)})
+    message = refused(tmp_path / "both", shapes)
+    assert "unet/x.safetensors, unet_ema/x.safetensors" in message and f"method.path={tmp_path}/both/unet" in message
+
+
+def test_shards_are_one_model(shapes, tiny_pipe, make_pipe, tmp_path):
+    other = make_pipe(seed=1)
+    other.unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+    files = sorted((tmp_path / "unet").glob("*.safetensors"))
+    assert len(files) > 2
+    erased = erase(tmp_path / "unet", tiny_pipe)
+    assert {n.split(".")[0] for n in diffusion.changed_tensors(erased, tiny_pipe)} == {"unet"}
+    assert not [n for n in diffusion.changed_tensors(erased, other) if n.startswith("unet.")]
+    files[1].unlink()
+    assert f"must hold all {len(files)} shards" in refused(tmp_path / "unet", shapes)
+
+
+def test_a_folder_of_pickles_names_the_file_and_the_converter(shapes, tmp_path):
+    (tmp_path / "ck" / "text_encoder").mkdir(parents=True)
+    (tmp_path / "ck" / "text_encoder" / "pytorch_model.bin").write_bytes(b"x")
+    target = tmp_path / "ck" / "text_encoder" / "pytorch_model"
+    assert f"python -m erasebench.convert {target}.bin {target}.safetensors" in refused(tmp_path / "ck", shapes)
+
+
+def test_a_folder_of_folders_names_one(shapes, tiny_pipe, tmp_path):
+    write(tmp_path / "o" / "checkpoint-500" / "x.safetensors", {f"{KEY}.weight": ones(tiny_pipe, "unet", KEY)})
+    assert f"method.path={tmp_path}/o/checkpoint-500" in refused(tmp_path / "o", shapes)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "unet._orig_mod.", "unet.module."])
+def test_wrappers_of_ddp_and_compile_are_understood(tiny_pipe, tmp_path, prefix):
+    path = write(tmp_path / "x.safetensors", {f"{prefix}{KEY}.weight": ones(tiny_pipe, "unet", KEY)})
+    assert list(diffusion.changed_tensors(erase(path, tiny_pipe), tiny_pipe)) == [f"unet.{KEY}.weight"]
+
+
+def test_a_prefix_of_somebodys_trainer_is_named(shapes, tiny_pipe, tmp_path):
+    path = write(tmp_path / "x.safetensors", {f"student.model.{KEY}.weight": ones(tiny_pipe, "unet", KEY)})
+    assert "without the prefix 'student.model.' it would" in refused(path, shapes)
 
 
 # --- refusals
@@ -260,7 +388,7 @@ def shapes(tiny_pipe, tmp_path):
 
 
 def test_misfits_are_named_from_the_headers_alone(shapes, tmp_path, make_pipe, monkeypatch):
-    monkeypatch.setattr("methods.checkpoint.load_file", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("erasebench.diffusion.weight_files.load_file", lambda *_: pytest.fail("weights were read"))
     wrong = write(tmp_path / "wrong.safetensors", {f"{KEY}.weight": torch.zeros(16, 31)})
     assert f"tensor {KEY}.weight must have shape [16, 32] as in this model; got [16, 31]" in refused(wrong, shapes)
     strange = write(tmp_path / "strange.safetensors", {"nothing.weight": torch.zeros(1)})
@@ -270,7 +398,7 @@ def test_misfits_are_named_from_the_headers_alone(shapes, tmp_path, make_pipe, m
     make_pipe(width=64).save_pretrained(tmp_path / "wider")
     assert "as in this model; got" in refused(tmp_path / "wider", shapes)
     (tmp_path / "broken.safetensors").write_bytes(b"<html>")
-    assert "must be safetensors" in refused(tmp_path / "broken.safetensors", shapes)
+    assert "must be whole safetensors" in refused(tmp_path / "broken.safetensors", shapes)
     assert "must be a file; found none" in refused(tmp_path / "none.safetensors", shapes)
     (tmp_path / "empty").mkdir()
     assert "must hold safetensors or a diffusers pipeline" in refused(tmp_path / "empty", shapes)
@@ -305,7 +433,7 @@ def test_what_headers_could_not_tell_is_refused_while_erasing(tiny_pipe, make_pi
 def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_path):
     from erasebench.store.files import locate
 
-    held = headers.header(locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors")[0]
+    held = tensor_header(locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors")[0]
     name = next(name for name in held if name.endswith("attn2.to_k.weight"))
     path = write(tmp_path / "mine.safetensors", {name: torch.zeros(held[name])})
     options = ("method=checkpoint", f"method.path={path}", "method.name=mine")

@@ -26,9 +26,39 @@ def test_tensors_come_out_as_they_went_in(tmp_path, wrap):
     weight = torch.arange(6.0).view(2, 3)
     tensors = {"a.weight": weight.T, "b.weight": weight, "c.weight": weight.half()}  # shared and strided
     torch.save(wrap(tensors), tmp_path / "in.pt")
-    assert convert(tmp_path / "in.pt", tmp_path / "new" / "out.safetensors") == 3
+    assert convert(tmp_path / "in.pt", tmp_path / "new" / "out.safetensors")[0] == 3
     found = load_file(tmp_path / "new" / "out.safetensors")
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
+
+
+def test_every_part_is_kept_under_its_name(tmp_path, capsys):
+    content = {"unet": {"a.weight": torch.ones(2)}, "text_encoder": {"text_encoder.b.weight": torch.ones(3)}}
+    torch.save(content | {"modifier_token": {"<new1>": torch.ones(4)}}, tmp_path / "delta.bin")
+    assert main([str(tmp_path / "delta.bin"), str(tmp_path / "out.safetensors")]) == 0
+    assert set(load_file(tmp_path / "out.safetensors")) == {"unet.a.weight", "text_encoder.b.weight"}
+    assert "left out: modifier_token (1 entries)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "left_out"),
+    [
+        (None, 1.0, ["ema (1 entries)", "step"]),
+        ("ema", 2.0, ["model_state_dict (1 entries)", "step"]),
+    ],
+)
+def test_one_of_two_dictionaries_is_kept_and_the_other_named(tmp_path, key, value, left_out):
+    weights = {"model_state_dict": {"a": torch.full((2,), 1.0)}, "ema": {"a": torch.full((2,), 2.0)}, "step": 7}
+    torch.save(weights, tmp_path / "in.ckpt")
+    assert convert(tmp_path / "in.ckpt", tmp_path / "out.safetensors", key) == (1, left_out)
+    assert (load_file(tmp_path / "out.safetensors")["a"] == value).all()
+
+
+def test_a_key_that_is_not_there_or_not_given_is_named(tmp_path, capsys):
+    torch.save({"generator": {"a": torch.ones(1)}, "critic": {"a": torch.ones(1)}}, tmp_path / "in.pt")
+    assert main([str(tmp_path / "in.pt"), str(tmp_path / "o.safetensors")]) == 2
+    assert "choose one of generator, critic: key=generator" in capsys.readouterr().err
+    assert main([str(tmp_path / "in.pt"), str(tmp_path / "o.safetensors"), "key=emma"]) == 2
+    assert "key must be one of generator, critic; got 'emma'" in capsys.readouterr().err
 
 
 def test_code_is_neither_run_nor_converted(tmp_path, capsys):

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from erasebench import conf_folder, diffusion
-from erasebench.diffusion import headers
 from erasebench.one_run import run
+from erasebench.store.files import tensor_header
 from erasebench.types import Concept
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
@@ -98,7 +98,7 @@ def test_a_misfit_and_a_lora_for_another_base_name_the_first_tensor_and_both_sha
 
     from erasebench.store.files import locate
 
-    held = headers.header(locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors")[0]
+    held = tensor_header(locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors")[0]
     first, second = sorted(n for n in held if n.endswith("attn2.to_k.weight"))[:2]
     rows, width = held[first]
     save_file({n: torch.zeros(rows, width + 1) for n in (second, first)}, tmp_path / "wide.safetensors")

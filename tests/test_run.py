@@ -44,7 +44,8 @@ def command(results: Path, *overrides: str, **options):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     flags = [o for o in overrides if o.startswith("-")]  # argparse wants them before the first key=value
     rest = [o for o in overrides if o not in flags]
-    args = [sys.executable, "-m", "erasebench", *flags, f"results={results}", *SMALL, *rest]
+    small = [o for o in SMALL if o.split("=")[0] not in {r.split("=")[0] for r in rest}]  # a key is given once
+    args = [sys.executable, "-m", "erasebench", *flags, f"results={results}", *small, *rest]
     return subprocess.Popen(
         args, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )

@@ -1,6 +1,14 @@
 """Diffusers pipelines as this benchmark uses them: the only folder that touches a pipeline's insides."""
 
-from erasebench.diffusion.encoding import check_length, encode, encode_embeddings, last_token, token_table, tokenise
+from erasebench.diffusion.encoding import (
+    check_length,
+    cut_texts,
+    encode,
+    encode_embeddings,
+    last_token,
+    token_table,
+    tokenise,
+)
 from erasebench.diffusion.loading import load
 from erasebench.diffusion.sampling import generate, latent_shape, noise, projected_once
 from erasebench.diffusion.weights import (
@@ -20,6 +28,7 @@ __all__ = [
     "changed_tensors",
     "check_length",
     "cross_attention_projections",
+    "cut_texts",
     "edited_weight",
     "encode",
     "encode_embeddings",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,23 @@ def check_length(pipe: Pipeline, name: str, text: str) -> None:
         tokens, length = len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length
         if tokens > length:
             raise ValueError(f"{name} must fit into {length} tokens; got {tokens}: {text[:60]!r}...; use fewer words")
+
+
+def cut_texts(pipe: Pipeline, texts: Iterable[str]) -> dict[str, int]:
+    """Texts with more tokens than a tokenizer of the pipeline takes, whose end never reaches the model -> tokens lost.
+
+    The original model loses them as the erased one does, so such prompts are drawn; how many there are belongs in the
+    record.
+    """
+    tokenizers = [t for t in (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)) if t is not None]
+    texts = list(dict.fromkeys(texts))
+    lost: dict[str, int] = {}
+    for tokenizer in tokenizers if texts else ():
+        ids = tokenizer(texts, truncation=False, verbose=False).input_ids
+        for text, tokens in zip(texts, ids, strict=True):
+            if (extra := len(tokens) - tokenizer.model_max_length) > 0:
+                lost[text] = max(extra, lost.get(text, 0))
+    return lost
 
 
 @torch.no_grad()

@@ -9,31 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from erasebench.store.files import tensor_header
 from erasebench.types import Pipeline
 
 Shapes = dict[str, tuple[int, ...]]
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
 
-def header(file: Path) -> tuple[Shapes, dict[str, str]]:
-    """Names and shapes of a file's tensors, and its metadata.
+def plain_name(name: str, part: str = "") -> str:
+    """A tensor's name without what wraps a module: DDP's ``module.``, torch.compile's ``_orig_mod.``, peft's prefix.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no safetensors, or cut off.
+    Args:
+        name: in the file.
+        part: of the pipeline the file belongs to, put before a name that has none; "" if the file does not say.
+
+    >>> plain_name("module._orig_mod.mid_block.x.weight"), plain_name("mid_block.x.weight", "unet")
+    ('mid_block.x.weight', 'unet.mid_block.x.weight')
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"weights {file} must be a file; found none; check the path")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-            return shapes, dict(opened.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"weights {file} must be safetensors; {error}; download or save them again") from None
+    bare = ".".join(step for step in name.split(".") if step != "_orig_mod").removeprefix("module.")
+    first, _, rest = bare.removeprefix("base_model.model.").partition(".")
+    if first in PARTS:
+        return f"{first}.{rest.removeprefix('module.').removeprefix('base_model.model.')}"
+    whole = f"{first}.{rest}" if rest else first
+    return f"{part}.{whole}" if part and not whole.startswith("lora_") else whole
 
 
 def canonical(name: str) -> str:
@@ -54,7 +54,7 @@ def folder_shapes(folder: Path) -> Shapes:
     shapes: Shapes = {}
     for part in PARTS[:3]:
         for file in sorted((folder / part).glob("*.safetensors")):
-            shapes |= {canonical(f"{part}.{name}"): shape for name, shape in header(file)[0].items()}
+            shapes |= {canonical(f"{part}.{name}"): shape for name, shape in tensor_header(file)[0].items()}
     return shapes
 
 
@@ -82,10 +82,20 @@ def match(names: Iterable[str], model: Mapping[str, tuple[int, ...]]) -> dict[st
         places = [canonical(name), *(f"{part}.{key}" for part in PARTS for key in (name, bare))]
         place = next((place for place in places if place in model), None)
         if place is None:
-            layout = "the layout of CompVis" if name.startswith(("model.", "cond_stage_model.", "first_stage")) else ""
-            advice = "convert it with StableDiffusionPipeline.from_single_file" if layout else "is it for another base?"
-            raise ValueError(
-                f"tensor {name} must belong to this model; no part has it{layout and ', ' + layout}; {advice}"
-            )
+            raise _stranger(name, model)
         found[name] = place
     return found
+
+
+def _stranger(name: str, model: Mapping[str, tuple[int, ...]]) -> ValueError:
+    """Why a tensor belongs nowhere: another layout, a prefix of somebody's trainer, or another model."""
+    line = f"tensor {name} must belong to this model; no part has it"
+    if name.startswith(("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")):
+        return ValueError(f"{line}, the layout of CompVis; convert it with StableDiffusionPipeline.from_single_file")
+    steps = name.split(".")
+    for cut in range(1, len(steps) - 1):
+        tail = ".".join(steps[cut:])
+        if any(place in model for place in (canonical(tail), *(f"{part}.{tail}" for part in PARTS))):
+            prefix = ".".join(steps[:cut]) + "."
+            return ValueError(f"{line}; without the prefix {prefix!r} it would; save it without that prefix")
+    return ValueError(f"{line}; is it for another base?")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Any
 
 import torch
 
+from erasebench import fields
+from erasebench.devices import check_device
+from erasebench.store.files import tensor_header
 from erasebench.types import Pipeline
 
 CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -37,16 +39,16 @@ def load(path: str | Path, *, revision: str | None = None, dtype: str = "float32
         revision: the hub commit, 40 hex digits; needed for a hub id, so that a table says which weights it measured.
             Ignored for a folder, whose weights are identified by ``fingerprint``.
         dtype: float32, float16, bfloat16 or float64.
-        device: a torch device, e.g. ``cpu`` or ``cuda:0``.
+        device: a torch device, e.g. ``cpu`` or ``cuda:0``; ``auto`` is a GPU if there is one.
 
     Raises:
         FileNotFoundError: neither a folder nor a hub id, or a folder that lacks a file.
         ValueError: a pipeline of another class, pickled weights, broken safetensors, an unpinned hub id, an unknown
-            dtype.
+            dtype, a device this machine does not have.
         OSError: the hub could not deliver.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    fields.choice("model.dtype", dtype, DTYPES)
+    device = check_device("model.device", device)
     source = Path(path).expanduser()
     if source.is_dir():
         index = check_folder(source)
@@ -130,24 +132,7 @@ def _check_part(folder: Path) -> None:
             raise ValueError(_refusal(folder / pickled[0]))
         raise FileNotFoundError(f"model part {folder} has no weights (*.safetensors); copy the whole pipeline")
     for file in weights:
-        _check_safetensors(file)
-
-
-def _check_safetensors(file: Path) -> None:
-    """The file is as long as its header says: catches cut-off downloads and git-lfs pointers without reading weights.
-
-    Layout: 8 bytes little-endian header length, JSON header, tensor bytes up to the largest ``data_offsets``.
-    """
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            header = json.loads(f.read(length) if length < size else b"")
-        end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is no safetensors file ({size} bytes, no header); download it again") from None
-    if size != 8 + length + end:
-        raise ValueError(f"{file} is cut off: must be {8 + length + end} bytes; got {size}; download it again")
+        tensor_header(file)  # catches cut-off downloads and git-lfs pointers
 
 
 def _check_hub_id(name: str, source: Path, revision: str | None) -> None:

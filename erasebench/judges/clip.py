@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from erasebench import fields
+from erasebench.devices import check_device
+from erasebench.judges.judging import check_files
 from erasebench.prompts.grammar import fill
+from erasebench.store.files import tensor_header
 from erasebench.types import Verdict
 
 if TYPE_CHECKING:
@@ -40,6 +44,11 @@ def _unit(chunks: Sequence[torch.Tensor]) -> np.ndarray:
     import torch
 
     return torch.nn.functional.normalize(torch.cat(list(chunks)).float(), dim=-1).cpu().numpy()
+
+
+def _home(name: str, value: str) -> str:
+    """A path with ``~`` expanded; a hub id or a tag as it is."""
+    return str(fields.path(name, value)) if fields.text(name, value, empty=False).startswith("~") else value
 
 
 def _cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -106,10 +115,20 @@ class OpenClip:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        fields.text("clip.model", self.model, empty=False)
+        fields.integer("clip.batch_size", self.batch_size, least=1)
+        object.__setattr__(self, "pretrained", _home("clip.pretrained", self.pretrained))
         if Path(self.pretrained).suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
             raise ValueError(
-                f"pretrained must be a tag or a .safetensors file, pickle is refused; got {self.pretrained!r}"
+                f"clip.pretrained must be a tag or a .safetensors file, pickle is refused; got {self.pretrained!r}; "
+                f"convert it: python -m erasebench.convert {self.pretrained} OUT.safetensors"
             )
+
+    def check_files(self) -> None:
+        """A file of weights is there and is safetensors; a tag is looked up when it is first used."""
+        check_device("clip.device", self.device)
+        if Path(self.pretrained).suffix == ".safetensors":
+            tensor_header(Path(self.pretrained))
 
     @property
     def name(self) -> str:
@@ -178,8 +197,28 @@ class TransformersClip:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        fields.integer("clip.batch_size", self.batch_size, least=1)
+        object.__setattr__(self, "path", _home("clip.path", self.path))
         if not Path(self.path).is_dir() and self.revision is None:
-            raise ValueError(f"path must be a folder, or a hub id with revision=COMMIT; got {self.path!r}")
+            raise ValueError(f"clip.path must be a folder, or a hub id with revision=COMMIT; got {self.path!r}")
+
+    def check_files(self) -> None:
+        """A folder holds configs and sound weights; a hub id is looked up when it is first used."""
+        check_device("clip.device", self.device)
+        folder = Path(self.path)
+        if not folder.is_dir():
+            return
+        if missing := [n for n in ("config.json", "preprocessor_config.json") if not (folder / n).is_file()]:
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+            raise FileNotFoundError(
+                f"clip.path {folder} must be a folder of a CLIPModel; it has no {missing[0]}; found {found}; save the "
+                "model and its processor there"
+            )
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"clip.path {folder} must hold safetensors; found none; save the model again")
+        for file in files:
+            tensor_header(file)
 
     @property
     def name(self) -> str:
@@ -248,11 +287,18 @@ class ZeroShotJudge:
     scale: float = 100.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "labels", fields.texts("judge.labels", self.labels))
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels must be at least two, each once; got {list(self.labels)}")
-        if self.template.count("{}") != 1:
-            raise ValueError(f"template must contain {{}} once, where the label goes; got {self.template!r}")
+            raise ValueError(
+                f"judge.labels must be at least two, each once; got {list(self.labels)}; add what else may be seen"
+            )
+        if fields.text("judge.template", self.template).count("{}") != 1:
+            raise ValueError(f"judge.template must contain {{}} once, where the label goes; got {self.template!r}")
+        fields.number("judge.scale", self.scale, above=0)
+
+    def check_files(self) -> None:
+        """As the model's."""
+        check_files(self.model)
 
     @property
     def name(self) -> str:

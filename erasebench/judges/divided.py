@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from erasebench.judges.judging import check_files
 from erasebench.protocols import Judge
 from erasebench.types import Verdict
 
@@ -51,6 +52,11 @@ class DividedJudge(Judge):
         if concepts and len(rest) == len(concepts):
             self.first.check(concepts)
         self.others.check(rest)
+
+    def check_files(self) -> None:
+        """As both judges'."""
+        check_files(self.first)
+        check_files(self.others)
 
     def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
         """One verdict per image, in order."""

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from erasebench import fields
+from erasebench.devices import check_device
+from erasebench.store.files import tensor_header
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -69,10 +73,30 @@ class Inception:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        fields.flag("features.antialias", self.antialias)
+        fields.integer("features.batch_size", self.batch_size, least=1)
         for name in ("weights", "reference_file"):
-            path = getattr(self, name)
-            if path is not None and not (path.endswith(".safetensors") and Path(path).is_file()):
-                raise ValueError(f"{name} must be an existing .safetensors file; got {path!r}")
+            if getattr(self, name) is not None:
+                path = fields.path(f"features.{name}", getattr(self, name))
+                if path.suffix != ".safetensors" or not path.is_file():
+                    raise ValueError(
+                        f"features.{name} must be an existing .safetensors file; got {getattr(self, name)!r}; check it"
+                    )
+                object.__setattr__(self, name, str(path))
+
+    def check_files(self) -> None:
+        """The weights are safetensors and the reference holds the statistics it should, judged by their headers."""
+        check_device("features.device", self.device)
+        if self.weights is not None:
+            tensor_header(Path(self.weights))
+        if self.reference_file is not None:
+            held = tensor_header(Path(self.reference_file))[0]
+            needed = {"mean": (WIDTH,), "covariance": (WIDTH, WIDTH), "count": (1,)}
+            if wrong := [name for name, shape in needed.items() if held.get(name) != shape]:
+                raise ValueError(
+                    f"features.reference_file {self.reference_file} must hold {wrong[0]} {list(needed[wrong[0]])}; got "
+                    f"{list(held.get(wrong[0], ())) or 'none'}; write it with judges.inception.write_reference"
+                )
 
     @property
     def name(self) -> str:

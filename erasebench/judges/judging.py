@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from erasebench.protocols import Judge
 from erasebench.store.images import ImageSet
@@ -12,6 +13,12 @@ Judged = tuple[Prompt, Verdict | None, Status]
 
 MEMO_SIZE = 500_000  # verdicts remembered before the memory starts afresh
 _memo: dict[tuple[Judge, str, str, str], Verdict] = {}
+
+
+def check_files(network: Any) -> None:
+    """Ask a network of a judge or an evaluator whether its files can be read; one without such a check is taken."""
+    if hasattr(network, "check_files"):
+        network.check_files()
 
 
 def judge_images(judge: Judge, images: ImageSet, batch_size: int = 64) -> list[Judged]:

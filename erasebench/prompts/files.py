@@ -7,20 +7,23 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from erasebench import fields
 from erasebench.prompts.safety import safe_prompts
-from erasebench.types import Concept, Group, Prompt
+from erasebench.types import ERASED_GROUPS, GROUPS, Concept, Group, Prompt
 
 log = logging.getLogger(__name__)
 
 MAX_SEED = 2**63 - 1
+EXACT = 2**53  # integers up to here survive a column of floats
 
 Rows = list[tuple[str, dict[str, str]]]  # where a row stands, and its cells
 
@@ -28,6 +31,45 @@ Rows = list[tuple[str, dict[str, str]]]  # where a row stands, and its cells
 def place_hash(*parts: object) -> int:
     """A number in [0, 2^31) decided by the parts alone: seeds and choices that depend on a prompt's place only."""
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") % 2**31
+
+
+# --- rows ---
+
+
+def read_rows(path: str | Path, columns: Mapping[str, str]) -> Rows:
+    """Every row of a CSV or Parquet file as texts, with the place it stands at ("line 3"); empty lines are skipped.
+
+    The one reader of tables people hand in: prompts, pairs, words. Cells are taken as they stand.
+
+    Args:
+        path: .csv (UTF-8, with a header, commas between) or .parquet; ``~`` is the home folder.
+        columns: needed columns -> what to do without one; "" if there is no advice.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another kind of file, not UTF-8, broken quotes, a row of another length than the header, a needed
+            column that is missing or there twice, or no row.
+    """
+    path = fields.path("path", path)
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise ValueError(
+            f"prompt set {path.name} must be .csv or .parquet; got {path.suffix or 'no suffix'!r}; convert it"
+        )
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise FileNotFoundError(f"prompt set {path} must be a file; got {found}; check the path")
+    header, rows = readers[path.suffix.lower()](path)
+    for column, advice in columns.items():
+        if header.count(column) != 1:
+            problem = "has no column" if column not in header else "has more than one column"
+            if len(header) == 1 and re.search("[;\t]", header[0]):
+                advice = "save it with commas between the columns"
+            line = f"{path.name} {problem} {column!r}; found {', '.join(header) or 'an empty file'}"
+            raise ValueError("; ".join(filter(None, (line, fields.meant(column, header), advice))))
+    if not rows:
+        raise ValueError(f"{path.name} must have at least one prompt; got only a header; add rows")
+    return rows
 
 
 def _decode(path: Path) -> str:
@@ -71,33 +113,27 @@ def _read_parquet(path: Path) -> tuple[list[str], Rows]:
     return table.column_names, [(f"row {i}", row) for i, row in enumerate(cells, 1)]
 
 
-def _read(path: Path, needed: Iterable[str]) -> Rows:
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise ValueError(
-            f"prompt set {path.name} must be .csv or .parquet; got {path.suffix or 'no suffix'!r}; convert it"
-        )
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        raise FileNotFoundError(f"prompt set {path} must be a file; got {found}; check the path")
-    header, rows = readers[path.suffix.lower()](path)
-    for column in needed:
-        if header.count(column) != 1:
-            problem = "has no column" if column not in header else "has more than one column"
-            raise ValueError(f"{path.name} {problem} {column!r}; found {', '.join(header) or 'an empty file'}")
-    if not rows:
-        raise ValueError(f"{path.name} must have at least one prompt; got only a header; add rows")
-    return rows
+# --- cells ---
 
 
-def _seed(where: str, cell: str) -> int:
-    digits = cell.strip().removesuffix(".0")  # how a column with gaps is often saved
-    if not (digits.isascii() and digits.isdigit()) or int(digits) > MAX_SEED:
+def seed_cell(where: str, cell: str) -> int:
+    """A seed as people and spreadsheets write it: ``11``, or ``11.0`` from a column with gaps.
+
+    A number beyond 2^53 that has been a float is no longer the seed it was, and is refused.
+
+    >>> seed_cell("set.csv line 2, column 'seed'", "11.0")
+    11
+    """
+    found = re.fullmatch(r"([0-9]+)(\.0*)?", cell.strip())
+    if found is None or int(found[1]) > MAX_SEED:
         raise ValueError(f"{where} must be an integer from 0 to 2^63 - 1; got {cell!r}; correct the seed")
-    return int(digits)
+    if found[2] and int(found[1]) > EXACT:
+        raise ValueError(f"{where} must be an integer; got {cell!r}, which was rounded as a float; save it as integer")
+    return int(found[1])
 
 
-def _guidance(where: str, cell: str) -> float | None:
+def guidance_cell(where: str, cell: str) -> float | None:
+    """A guidance scale, or None for an empty cell."""
     try:
         value = float(cell) if cell.strip() else None
     except ValueError:
@@ -105,6 +141,23 @@ def _guidance(where: str, cell: str) -> float | None:
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{where} must be a finite number >= 0 or empty; got {cell!r}; correct the guidance")
     return value
+
+
+def truth_cell(where: str, cell: str) -> bool | None:
+    """Yes or no as people, spreadsheets and pandas write it, or None for an empty cell.
+
+    >>> [truth_cell("x", cell) for cell in ("1", "0.0", "TRUE", "no", "")]
+    [True, False, True, False, None]
+    """
+    word = cell.strip().casefold()
+    known = {"": None, **dict.fromkeys(("1", "true", "yes"), True), **dict.fromkeys(("0", "false", "no"), False)}
+    word = re.sub(r"^([01])\.0*$", r"\1", word)
+    if word not in known:
+        raise ValueError(f"{where} must be 1, 0, true, false, yes, no or empty; got {cell!r}; correct it")
+    return known[word]
+
+
+# --- prompts ---
 
 
 def read_prompts(
@@ -116,6 +169,7 @@ def read_prompts(
     id: str | None = None,
     concept: str | None = None,
     group: Group = "target",
+    node: str = "prompts",
 ) -> list[Prompt]:
     """The prompts of a CSV or Parquet file, in order, nothing guessed and nothing skipped but empty lines.
 
@@ -130,20 +184,23 @@ def read_prompts(
         id: column of a unique id; None numbers the rows from 0.
         concept: column of the concept each text depicts; None leaves it empty.
         group: group of all prompts.
+        node: where these settings stand in the config, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not UTF-8, a missing column, a broken row, a bad cell, an id used twice or no row at all; the
             message names the file, the line and the column.
     """
-    path = Path(path)
-    if group not in get_args(Group):
-        raise ValueError(f"group must be one of {', '.join(get_args(Group))}; got {group!r}")
+    fields.choice(f"{node}.group", group, GROUPS)
+    needed = {text: f"name the column of the texts: {node}.text=COLUMN"}
+    needed |= {seed: f"name its column, or {node}.seed=null makes one of each row's place"} if seed else {}
+    needed |= {guidance: f"name its column, or {node}.guidance=null for the model's own"} if guidance else {}
+    needed |= {id: f"name its column, or {node}.id=null numbers the rows"} if id else {}
+    needed |= {concept: f"name the column of {node}"} if concept else {}
+    name_of = fields.path(f"{node}.path", path).name
     prompts, places = [], dict[str, str]()
-    for number, (place, row) in enumerate(
-        _read(path, [c for c in (text, seed, guidance, id, concept) if c is not None])
-    ):
-        where = f"{path.name} {place}, column"
+    for number, (place, row) in enumerate(read_rows(path, needed)):
+        where = f"{name_of} {place}, column"
         name = str(number) if id is None else row[id]
         if not name or name in places:
             problem = f"also on {places[name]}" if name else "an empty one"
@@ -155,8 +212,8 @@ def read_prompts(
             Prompt(
                 id=f"{group}-{name}",
                 text=row[text],
-                seed=place_hash(0, group, number) if seed is None else _seed(f"{where} {seed!r}", row[seed]),
-                guidance_scale=None if guidance is None else _guidance(f"{where} {guidance!r}", row[guidance]),
+                seed=place_hash(0, group, number) if seed is None else seed_cell(f"{where} {seed!r}", row[seed]),
+                guidance_scale=None if guidance is None else guidance_cell(f"{where} {guidance!r}", row[guidance]),
                 group=group,
                 concept="" if concept is None else row[concept],
             )
@@ -190,13 +247,17 @@ class CsvPrompts:
     sexual: bool = False
     limit: int | None = None
 
+    node: ClassVar[str] = "prompts"  # where its fields stand in the config
+
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1; got {self.limit}; use null for all rows")
+        check_source(
+            self.node, text=self.text, group=self.group, sexual=self.sexual, limit=self.limit, seed=self.seed,
+            guidance=self.guidance, id=self.id, concept_column=self.concept_column,
+        )  # fmt: skip
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         """The set's prompts about ``concept``, filtered as the class says."""
-        erased = self.group in ("target", "paraphrase", "attack")
+        erased = self.group in ERASED_GROUPS
         if concept.parts and self.concept_column is None and erased:
             raise ValueError(
                 f"prompts.concept_column must say which of {concept.name} each row of {self.path} asks for; got none; "
@@ -204,8 +265,29 @@ class CsvPrompts:
             )
         found = read_prompts(
             self.path, text=self.text, seed=self.seed, guidance=self.guidance, id=self.id, concept=self.concept_column,
-            group=self.group,
+            group=self.group, node=self.node,
         )  # fmt: skip
         if self.concept_column is None and erased:
             found = [p.with_(concept=concept.name) for p in found]
         return safe_prompts(found, concept, self.sexual)[: self.limit]
+
+
+def check_source(node: str, *, text: object, group: object, sexual: object, limit: object, **columns: object) -> None:
+    """The fields that all sources of prompts from a file share; ``columns`` are names of columns, or None.
+
+    Raises:
+        ValueError: the first that cannot be right.
+    """
+    fields.text(f"{node}.text", text, empty=False)
+    for name, column in columns.items():
+        if column is not None:
+            fields.text(f"{node}.{name}", column, empty=False, hint="name a column, or null")
+    fields.choice(f"{node}.group", group, GROUPS)
+    fields.flag(f"{node}.sexual", sexual)
+    check_limit(node, limit)
+
+
+def check_limit(node: str, limit: object) -> None:
+    """``limit`` of any source: how many prompts at most, or None for all."""
+    if limit is not None:
+        fields.integer(f"{node}.limit", limit, least=1, hint="use null for all")

@@ -7,10 +7,10 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from erasebench.prompts.files import read_prompts
+from erasebench import fields
+from erasebench.prompts.files import check_source, read_prompts
 from erasebench.prompts.safety import drop_minors
 from erasebench.types import Concept, Group, Prompt
 
@@ -48,7 +48,7 @@ class PublishedPrompts:
 
     >>> PublishedPrompts(name="x", path="x.csv", source="the moon", limit=0)
     Traceback (most recent call last):
-    ValueError: limit must be at least 1; got 0; use null for all rows
+    ValueError: prompts.limit must be an integer >= 1; got 0; use null for all
     """
 
     name: str
@@ -75,13 +75,18 @@ class PublishedPrompts:
 
     def __post_init__(self) -> None:
         for name in ("values", "concepts"):
-            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1; got {self.limit}; use null for all rows")
+            value = () if getattr(self, name) is None else getattr(self, name)
+            object.__setattr__(self, name, fields.texts(f"{self.node}.{name}", value))
+        check_source(
+            self.node, text=self.text, group=self.group, sexual=self.sexual, limit=self.limit, seed=self.seed,
+            guidance=self.guidance, id=self.id, column=self.column,
+        )  # fmt: skip
         if self.sha256 is not None and not _is_hash(self.sha256):
-            raise ValueError(f"sha256 must be {SHORTEST_HASH} to 64 hex digits, or null; got {self.sha256!r}")
+            raise ValueError(
+                f"{self.node}.sha256 must be {SHORTEST_HASH} to 64 hex digits, or null; got {self.sha256!r}; quote it"
+            )
         if self.values and self.column is None:
-            raise ValueError(f"column must name where values {list(self.values)} stand; got null; give it")
+            raise ValueError(f"{self.node}.column must name where values {list(self.values)} stand; got null; give it")
 
     def check(self, concept: Concept) -> None:
         """Read the set once, before any weight is loaded; errors as in :meth:`prompts`."""
@@ -114,7 +119,7 @@ class PublishedPrompts:
 
     def read(self) -> list[Prompt]:
         """All rows as prompts in the file's order, unfiltered; ``concept`` holds the cell of ``column``."""
-        path = Path(self.path)
+        path = fields.path(f"{self.node}.path", self.path)
         if not path.is_file():
             raise FileNotFoundError(f"{self.name}: {path} is not a file; {self.how_to_obtain()}")
         if self.sha256 is not None:
@@ -127,7 +132,7 @@ class PublishedPrompts:
                 )
         return read_prompts(
             path, text=self.text, seed=self.seed, guidance=self.guidance, id=self.id, concept=self.column,
-            group=self.group,
+            group=self.group, node=self.node,
         )  # fmt: skip
 
     def how_to_obtain(self) -> str:
@@ -178,14 +183,9 @@ def audit(prompts: Sequence[Prompt]) -> dict[str, int]:
     }
 
 
-def token_count(tokenizer: Any, text: str) -> int:
-    """Tokens of a text without start and end; more than ``model_max_length - 2`` of them do not reach the encoder."""
-    return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-
-
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _is_hash(text: str) -> bool:
-    return SHORTEST_HASH <= len(text) <= 64 and set(text.lower()) <= set("0123456789abcdef")
+def _is_hash(text: object) -> bool:
+    return isinstance(text, str) and SHORTEST_HASH <= len(text) <= 64 and set(text.lower()) <= set("0123456789abcdef")

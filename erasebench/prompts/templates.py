@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import Any
 
+from erasebench import fields
 from erasebench.prompts import grammar as english
-from erasebench.prompts.files import place_hash
+from erasebench.prompts.files import check_limit, place_hash
 from erasebench.prompts.safety import drop_minors as drop_minors  # part of reading a set, for its callers
 from erasebench.prompts.safety import safe_prompts
 from erasebench.types import Concept, Group, Prompt
@@ -37,7 +39,8 @@ class TemplatePrompts:
     Args:
         templates: sentences with the slots {object}, {style}, {background}, {identity}, {unsafe}.
         objects, styles, backgrounds: what fills the slots.
-        n: group -> number of prompts; groups left out are not made.
+        n: group -> number of prompts; groups left out are not made. One number is that of every group.
+        limit: of each group, at most so many prompts; None for all.
         seed: another seed gives other fills and other noise.
         grammar: ``english`` writes an apple, and leaves an article out where a phrase brings its own (a person wearing
             clothes); ``none`` fills slots as they are, for a model that was trained on such texts.
@@ -56,11 +59,12 @@ class TemplatePrompts:
     backgrounds: tuple[str, ...] = ()
     n: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TEMPLATE_GROUPS, 50))
     seed: int = 0
+    limit: int | None = None
     grammar: str = "english"
 
     def __post_init__(self) -> None:
         for name in ("templates", "objects", "styles", "backgrounds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, fields.texts(f"prompts.{name}", getattr(self, name)))
         if not self.templates:
             raise ValueError("templates must name at least one sentence; got none; add 'a picture of a {object}'")
         if self.grammar not in GRAMMARS:
@@ -69,9 +73,11 @@ class TemplatePrompts:
             unknown = _slots(template) - set(SLOTS)
             if unknown:
                 raise ValueError(f"template {template!r} has slot {min(unknown)!r}; use {', '.join(SLOTS)}")
-        for group, number in self.n.items():
-            if group not in TEMPLATE_GROUPS or number < 0:
-                raise ValueError(f"n must map {', '.join(TEMPLATE_GROUPS)} to numbers >= 0; got {group}: {number}")
+        fields.integer("prompts.seed", self.seed, least=0)
+        check_limit("prompts", self.limit)
+        wanted = _numbers(self.n)
+        wanted = wanted if self.limit is None else {group: min(n, self.limit) for group, n in wanted.items()}
+        object.__setattr__(self, "n", wanted)
 
     def prompts(self, concept: Concept) -> list[Prompt]:
         """All groups' prompts about ``concept``."""
@@ -155,6 +161,17 @@ class TemplatePrompts:
                 )
             fills[slot] = words[place_hash(self.seed, group, index, slot) % len(words)]
         return english.fill(template, fills) if self.grammar == "english" else template.format(**fills)
+
+
+def _numbers(n: Any) -> dict[str, int]:
+    """Group -> number of prompts, from such a mapping or from one number for all."""
+    if not isinstance(n, Mapping):
+        hint = f"write prompts.n=50, or prompts.n={{{TEMPLATE_GROUPS[0]}: 50}}"
+        return dict.fromkeys(TEMPLATE_GROUPS, fields.integer("prompts.n", n, least=0, hint=hint))
+    for group, number in n.items():
+        fields.choice("group of prompts.n", group, TEMPLATE_GROUPS)
+        fields.integer(f"prompts.n.{group}", number, least=0)
+    return dict(n)
 
 
 def _slots(template: str) -> set[str]:

@@ -155,6 +155,25 @@ def _failed(scores: pd.DataFrame) -> Iterator[Flag]:
 # --- the search of one attack ---
 
 
+def erasure_flags(erasure: Mapping[str, Any]) -> list[Flag]:
+    """``changes_nothing``: an erasure that left every weight and the sampler as they were, and did not mean to.
+
+    Args:
+        erasure: the erase step of a run's record: ``changed_tensors``; ``guided``, if it acts while the model draws;
+            ``intact``, if the method handed the pipeline back as it got it, as the null method does.
+    """
+    if erasure["changed_tensors"] or erasure.get("guided") or erasure.get("intact"):
+        return []
+    return [
+        {
+            "flag": "changes_nothing",
+            "level": "error",
+            "message": "the method changed no tensor of the model: what is measured is the original.",
+            "what_to_do": "Check the file (the base itself? a LoRA whose B is 0?), its scale, the method's strength.",
+        }
+    ]
+
+
 def search_flags(infos: Iterable[Mapping[str, Any]]) -> list[Flag]:
     """What an attack's own report of each prompt (``Prompt.info``) says against it.
 

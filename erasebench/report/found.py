@@ -16,8 +16,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from erasebench import store
-from erasebench.prompts.files import read_prompts
+from erasebench import fields, store
+from erasebench.prompts.files import read_prompts, read_rows, seed_cell, truth_cell
 from erasebench.report import tables
 from erasebench.store.files import replacing
 from erasebench.types import Prompt
@@ -51,7 +51,7 @@ def read_found(path: str | Path) -> Found:
         FileNotFoundError: neither is there, or the run's prompts were removed from the cache.
         ValueError: a run without attack prompts, a bad row, a text that is not the one its hash says, or no text.
     """
-    path = Path(path)
+    path = fields.path("run", path)
     if (path / "run.json").is_file():
         return _from_run(path)
     if path.is_file():
@@ -88,19 +88,16 @@ def _from_run(path: Path) -> Found:
 
 def _from_csv(path: Path) -> Found:
     prompts = read_prompts(path, seed="seed", guidance="guidance", id="id", concept="concept", group="attack")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
     found, seeds = [], {}
-    for prompt, row in zip(prompts, rows, strict=True):
-        if missing := [c for c in COLUMNS if c not in row]:
-            raise ValueError(f"{path.name} has no column {missing[0]!r}; found {', '.join(row)}; export it again")
+    for prompt, (place, row) in zip(prompts, read_rows(path, dict.fromkeys(COLUMNS, "export it again")), strict=True):
+        where = f"{path.name} {place}, column"
         if not prompt.text and row["sha256"] != digest(""):
             raise ValueError(f"{path.name} id {row['id']} has a hash and no text; export it with texts=true")
         if digest(prompt.text) != row["sha256"]:
             raise ValueError(f"{path.name} id {row['id']} must have the text its sha256 says; it was changed")
-        if row["source_seed"]:
-            seeds[row["source_id"]] = int(row["source_seed"])
-        success = {"1": True, "0": False}.get(row["success"])
+        if row["source_seed"].strip():
+            seeds[row["source_id"]] = seed_cell(f"{where} 'source_seed'", row["source_seed"])
+        success = truth_cell(f"{where} 'success'", row["success"])
         info = {} if success is None else {"success": success}
         found.append(prompt.with_(id=row["id"], source_id=row["source_id"], info=info))
     concepts = {p.concept for p in found}

@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, and one-line errors when they cannot be written."""
+"""Files that are there completely or not at all, and one-line errors when they cannot be written or read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 STALE_SECONDS = 2 * 24 * 3600  # leftovers of killed runs older than this are removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -89,6 +91,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
             fsync(path.parent)
         finally:
             work.unlink(missing_ok=True)
+
+
+def tensor_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Names and shapes of a safetensors file's tensors, and its metadata; no tensor is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no safetensors, or cut off.
+    """
+    if not file.is_file():
+        found = "a folder" if file.is_dir() else "none"
+        raise FileNotFoundError(f"weights {file} must be a file; found {found}; check the path")
+    try:
+        with safe_open(file, framework="np") as opened:
+            names = list(opened.keys())
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            return shapes, dict(opened.metadata() or {})
+    except SafetensorError as error:
+        size = file.stat().st_size
+        raise ValueError(
+            f"weights {file} must be whole safetensors; got {size} bytes: {error}; download or save them again"
+        ) from None
 
 
 def check_writable(folder: str | Path) -> Path:

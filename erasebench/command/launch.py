@@ -1,0 +1,241 @@
+"""Run what was typed: one cell or a sweep, through Hydra, with errors in one line and exit codes that are right."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from erasebench import conf_folder, progress
+from erasebench.command import errors
+from erasebench.command import sweep as sweeps
+from erasebench.command.choices import hint
+from erasebench.command.composing import compose, without_hydra
+from erasebench.command.sweep import Outcome, Sweep
+from erasebench.command.typed import Typed
+from erasebench.one_run import Result, run
+from erasebench.report import display
+
+CODES = {"ok": 0, "error": 2, "lost": 2, "fault": 1}  # of a cell's outcome; of several the worst: 1 before 2 before 0
+_single: list[Outcome] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it."""
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Run the command line (without the program's name) and return the exit code.
+
+    0: all cells ran. 1: a fault of this program. 2: an error in what was given. 130, 143: stopped by Ctrl-C, SIGTERM.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ["ERASEBENCH_TRACEBACK"] = "1"
+    before = (
+        signal.signal(signal.SIGTERM, _terminate) if threading.current_thread() is threading.main_thread() else None
+    )
+    try:
+        given = _parse(arguments)
+        typed = Typed(tuple(given.overrides), folders(given), given.config_name or "config")
+        if given.shell_completion or given.info is not None or given.hydra_help:
+            return _hydra(arguments_of(given), "0")
+        typed.check()
+        if given.multirun:
+            return _sweep(given, typed)
+        _composed(typed, given, list(given.overrides))
+        _single.clear()
+        return _hydra(arguments_of(given)) or max((CODES[o.status] for o in _single), default=0)
+    except Terminated:
+        print(f"\n{errors.STOPPED}", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print(f"\n{errors.STOPPED}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        errors.report(error)
+        return 2 if errors.explain(error) else 1
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+class _Parser(argparse.ArgumentParser):
+    """Hydra's options; an unknown one is a ValueError with the nearest."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        word = next((w for w in message.split() if w.startswith("-")), "")
+        raise ValueError(
+            f"{word or 'options'} - must be an option ({', '.join(known)}); {message}; {hint(word, known)}"
+        )
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options and overrides in any order.
+
+    Raises:
+        ValueError: an option there is not.
+    """
+    parser = get_args_parser()
+    parser.__class__ = _Parser
+    return parser.parse_intermixed_args([*arguments])
+
+
+def arguments_of(given: argparse.Namespace, *more: str) -> list[str]:
+    """The command line in the order Hydra's own parser wants: options first."""
+    out: list[str] = []
+    for name in ("multirun", "run", "shell_completion", "hydra_help", "resolve"):
+        out += [f"--{name.replace('_', '-') if name != 'shell_completion' else name}"] if getattr(given, name) else []
+    for name in ("config_dir", "config_path", "config_name", "cfg", "package", "info", "experimental_rerun"):
+        if (value := getattr(given, name)) is not None:
+            option = name if name == "experimental_rerun" else name.replace("_", "-")
+            out += [f"--{option}", str(value)]
+    return [*out, *given.overrides, *more]
+
+
+def folders(given: argparse.Namespace) -> tuple[Path, ...]:
+    """Config folders: those of ``--config-dir`` and ``hydra.searchpath``, and our own or that of ``--config-path``.
+
+    Raises:
+        ValueError: one that is not there.
+    """
+    own = Path(given.config_path) if given.config_path else conf_folder()
+    named = [given.config_dir] if given.config_dir else []
+    for text in given.overrides:
+        if text.startswith("hydra.searchpath="):
+            paths = text.partition("=")[2].strip("[]").split(",")
+            named += [p.strip("'\" ").removeprefix("file://") for p in paths if "pkg://" not in p]
+    for path in (Path(p).expanduser() for p in named):
+        if not path.is_dir():
+            raise ValueError(f"--config-dir - must be a folder; found no {path}; check the path")
+    return (*(Path(p).expanduser().resolve() for p in named), own.resolve())
+
+
+def _composed(typed: Typed, given: argparse.Namespace, overrides: list[str]) -> DictConfig:
+    """The composed and checked config of one cell.
+
+    Raises:
+        ValueError: with the settings there are, for one there is not.
+    """
+    from hydra.errors import ConfigCompositionException
+
+    search = [o for o in overrides if o.startswith("hydra.searchpath=")]
+    rest = [o for o in overrides if not o.startswith("hydra.searchpath=")]
+    if given.config_dir and not search:
+        search = [f"hydra.searchpath=['file://{typed.places[0]}']"]
+    where: dict[str, Any] = {"name": typed.name, "folder": typed.places[-1]}
+    try:
+        cfg = compose([*rest, *search], **where)
+    except ConfigCompositionException as error:
+        key = str(error).partition("Could not override '")[2].partition("'")[0]
+        if not key or "No match in the defaults list" in str(error):
+            raise
+        fine = [o for o in rest if o.lstrip("+~").partition("=")[0].partition("@")[0] in typed.groups]
+        raise ValueError(typed.unknown_setting(key, compose([*fine, *search], **where))) from error
+    typed.check_composed(without_hydra(cfg))
+    return cfg
+
+
+def _sweep(given: argparse.Namespace, typed: Typed) -> int:
+    """All cells, their closing table and what failed."""
+    labels: list[str] = []
+    if not any(o.key_or_group == "hydra/sweeper" for o in typed.parsed):
+        cells, swept = typed.cells()
+        labels = sweeps.labels(cells, swept)
+        planned = [_composed(typed, given, [*cell]) for cell in cells]
+    else:  # a sweeper that decides on the way
+        planned = [_composed(typed, given, [o.input_line for o in typed.parsed if not o.is_sweep_override()])]
+    sweep = Sweep.begin(Path(planned[0].results).expanduser(), labels)
+    started, stopped = time.time(), True
+    print(f"{len(labels) or 'a search over'} cells", file=sys.stderr)
+    try:
+        more = [f"+hydra.job.env_set.{sweeps.VARIABLE}='{sweep.folder}'"]
+        if not any(o.key_or_group == "hydra/hydra_logging" for o in typed.parsed):
+            more.append("hydra/hydra_logging=none")  # its list of cells, which would stand between ours
+        code = _hydra(arguments_of(given, *more))
+        stopped = False
+    finally:
+        outcomes = sweep.outcomes()
+        if stopped:
+            outcomes = [o for o in outcomes if o.status != "lost"]
+        print(sweeps.closing(outcomes, started), flush=True)
+        sweep.end()
+    return code or max((CODES[o.status] for o in outcomes), key=lambda c: (c > 0, -c), default=0)
+
+
+def _hydra(arguments: Sequence[str], full: str = "1") -> int:
+    """Hydra's own main with these arguments; its errors are raised as they are."""
+    main = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(cell)
+    with _environment(["erasebench", *arguments], HYDRA_FULL_ERROR=full):
+        try:
+            main()
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else 0 if end.code is None else 2
+    return 0
+
+
+@contextmanager
+def _environment(argv: list[str], **variables: str) -> Iterator[None]:
+    before, old = sys.argv, {name: os.environ.get(name) for name in variables}
+    sys.argv = argv
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        sys.argv = before
+        for name, value in old.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def cell(cfg: DictConfig) -> None:
+    """One cell, as Hydra calls it in whichever process: a bad one is one line, and does not stop the others."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    sweep = Sweep.current()
+    if sweep is None:
+        _single.append(_attempt(cfg, 0, "", ""))
+        return
+    number = int(HydraConfig.get().job.num)
+    name, label = sweep.name(number), sweep.label(number)
+    with progress.labelled(f"{name}: "):
+        outcome = _attempt(cfg, number, label, f"{name} ({label})")
+    sweep.add(outcome)
+    if outcome.status == "ok":
+        took = "stored" if outcome.cached else progress.duration(outcome.seconds)
+        print("; ".join(p for p in (f"{name} ({label}): {outcome.text}", took, sweep.left()) if p), flush=True)
+
+
+def _attempt(cfg: DictConfig, number: int, label: str, where: str) -> Outcome:
+    started = time.monotonic()
+    try:
+        result = run(cfg)
+    except Exception as error:
+        text = errors.report(error, where)
+        status = "error" if errors.explain(error) else "fault"
+        return Outcome(number, label, status, text, time.monotonic() - started)  # type: ignore[arg-type]
+    if not where:
+        print(display.closing(result), flush=True)
+    return _outcome(number, label, result, time.monotonic() - started)
+
+
+def _outcome(number: int, label: str, result: Result, seconds: float) -> Outcome:
+    text = sweeps.headline(result.summary)
+    return Outcome(number, label, "ok", text, seconds, result.cached, str(result.folder.resolve()))

@@ -1,0 +1,41 @@
+"""Where torch can compute on this machine, asked before anything is loaded."""
+
+from __future__ import annotations
+
+import torch
+
+
+def offered() -> list[str]:
+    """Devices torch offers here: ``cpu``, then each accelerator by number.
+
+    >>> offered()[0]
+    'cpu'
+    """
+    if not torch.accelerator.is_available():
+        return ["cpu"]
+    kind, count = torch.accelerator.current_accelerator().type, torch.accelerator.device_count()
+    return ["cpu", *([kind] if count == 1 else [f"{kind}:{i}" for i in range(count)])]
+
+
+def check_device(name: str, value: object) -> str:
+    """The device that a setting means: ``auto`` is a GPU if torch finds one, else the CPU.
+
+    Raises:
+        ValueError: no device, or one this machine does not have; the line names those it has.
+
+    >>> check_device("model.device", "gpu:9")
+    Traceback (most recent call last):
+    ValueError: model.device must be a device torch has here, one of auto, cpu...; got 'gpu:9'; write model.device=auto
+    """
+    here = offered()
+    if value == "auto":
+        return "cuda" if here[-1].startswith("cuda") else "cpu"
+    kind, colon, number = str(value).partition(":")
+    counted = sum(one.partition(":")[0] == kind for one in here)
+    if not counted or (colon and not (number.isdigit() and int(number) < counted)):
+        missing = f" ({kind}: torch finds none)" if kind in ("cuda", "mps", "xpu") and not counted else ""
+        raise ValueError(
+            f"{name} must be a device torch has here, one of {', '.join(['auto', *here])}; got {value!r}{missing}; "
+            f"write {name}=auto"
+        )
+    return str(value)
