@@ -24,7 +24,7 @@ from erasebench import conf_folder, progress
 from erasebench.command import errors
 from erasebench.command import sweep as sweeps
 from erasebench.command.choices import hint
-from erasebench.command.composing import compose, without_hydra
+from erasebench.command.composing import composed, session
 from erasebench.command.sweep import Outcome, Sweep
 from erasebench.command.typed import Typed
 from erasebench.one_run import Result, run
@@ -56,7 +56,8 @@ def launch(arguments: Sequence[str]) -> int:
         typed.check()
         if given.multirun:
             return _sweep(given, typed)
-        _composed(typed, given, list(given.overrides))
+        with session(typed.places):
+            composed(typed, given.overrides)
         _single.clear()
         return _hydra(arguments_of(given)) or max((CODES[o.status] for o in _single), default=0)
     except Terminated:
@@ -129,40 +130,16 @@ def folders(given: argparse.Namespace) -> tuple[Path, ...]:
     return (*(Path(p).expanduser().resolve() for p in named), own.resolve())
 
 
-def _composed(typed: Typed, given: argparse.Namespace, overrides: list[str]) -> DictConfig:
-    """The composed and checked config of one cell.
-
-    Raises:
-        ValueError: with the settings there are, for one there is not.
-    """
-    from hydra.errors import ConfigCompositionException
-
-    search = [o for o in overrides if o.startswith("hydra.searchpath=")]
-    rest = [o for o in overrides if not o.startswith("hydra.searchpath=")]
-    if given.config_dir and not search:
-        search = [f"hydra.searchpath=['file://{typed.places[0]}']"]
-    where: dict[str, Any] = {"name": typed.name, "folder": typed.places[-1]}
-    try:
-        cfg = compose([*rest, *search], **where)
-    except ConfigCompositionException as error:
-        key = str(error).partition("Could not override '")[2].partition("'")[0]
-        if not key or "No match in the defaults list" in str(error):
-            raise
-        fine = [o for o in rest if o.lstrip("+~").partition("=")[0].partition("@")[0] in typed.groups]
-        raise ValueError(typed.unknown_setting(key, compose([*fine, *search], **where))) from error
-    typed.check_composed(without_hydra(cfg))
-    return cfg
-
-
 def _sweep(given: argparse.Namespace, typed: Typed) -> int:
     """All cells, their closing table and what failed."""
     labels: list[str] = []
     if not any(o.key_or_group == "hydra/sweeper" for o in typed.parsed):
         cells, swept = typed.cells()
         labels = sweeps.labels(cells, swept)
-        planned = [_composed(typed, given, [*cell]) for cell in cells]
     else:  # a sweeper that decides on the way
-        planned = [_composed(typed, given, [o.input_line for o in typed.parsed if not o.is_sweep_override()])]
+        cells = [[o.input_line for o in typed.parsed if not o.is_sweep_override()]]
+    with session(typed.places):
+        planned = [composed(typed, cell) for cell in cells]
     sweep = Sweep.begin(Path(planned[0].results).expanduser(), labels)
     started, stopped = time.time(), True
     print(f"{len(labels) or 'a search over'} cells", file=sys.stderr)
