@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from attacks.queries import Querying, attacked, check_whole, noted, unasked
+from attacks.queries import Querying, attacked, noted, unasked
 from erasebench import progress
+from erasebench.fields import integer
 from erasebench.prompts.files import place_hash
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
@@ -53,8 +54,8 @@ class Control(Querying, Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("queries", self.queries, 1)
-        check_whole("seed", self.seed, 0)
+        integer("queries", self.queries, least=1)
+        integer("seed", self.seed, least=0)
 
     @abstractmethod
     def candidates(self, pipe: Pipeline, prompts: Sequence[Prompt], concept: Concept) -> Candidate:

@@ -1,17 +1,9 @@
-"""A denoiser as a white-box attack sees it: tokens in places of a prompt, noised images, and one gradient.
-
-Tokens between start and end of text are words; some of them are free, the attack's to choose. The gradient of the
-denoising loss with respect to the embeddings of the free tokens goes through the UNet and the text encoder; no weight
-gets a gradient.
-"""
+"""A denoiser as a white-box attack sees it: which one it can differentiate, noised images, one prediction."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,68 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasebench import diffusion
-from erasebench.types import Pipeline
-
-HALF_SCALE = 1024.0  # a float16 loss is multiplied by this, so that small gradients do not underflow
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A prompt with free tokens in it.
-
-    Args:
-        ids: all token ids as the pipeline lays them out, start, words, end, padding; int64 [tokens].
-        free: rows of the free tokens, ascending; int64 [m].
-        words: how many tokens stand between start and end.
-    """
-
-    ids: Tensor
-    free: Tensor
-    words: int
-
-    def filled(self, chosen: Tensor) -> list[int]:
-        """The words' ids with some ids [m] in the free places."""
-        ids = self.ids.clone()
-        ids[self.free] = chosen
-        return ids[1 : self.words + 1].tolist()
-
-
-def lay_out(tokenizer: Any, prompt: Sequence[int], places: Sequence[int]) -> Layout:
-    """A prompt's tokens with free tokens at some ``places``, counted among the words from 0.
-
-    Raises:
-        ValueError: more words than fit between start and end of text.
-    """
-    length, free = tokenizer.model_max_length, set(places)
-    words = len(prompt) + len(free)
-    if words > length - 2:
-        raise ValueError(f"words must number <= {length - 2}, what fits a prompt; got {words}; use fewer free tokens")
-    rest = iter(prompt)
-    middle = [tokenizer.eos_token_id if i in free else next(rest) for i in range(words)]
-    ids = [tokenizer.bos_token_id, *middle, tokenizer.eos_token_id]
-    ids += [tokenizer.pad_token_id] * (length - len(ids))
-    return Layout(torch.tensor(ids), torch.tensor(sorted(free)) + 1, words)
-
-
-def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
-    """A text's own token ids, without start, end, padding or truncation."""
-    return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-
-
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Token ids as the string that a user would type."""
-    return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-
-
-def shortened(tokenizer: Any, text: str, fits: Callable[[int], bool]) -> str:
-    """The text itself if ``fits(number of its own tokens)``, else what is left when enough of its last are taken."""
-    ids = prompt_tokens(tokenizer, text)
-    count = len(ids)
-    while not fits(count):
-        ids = ids[:-1]
-        text = decode(tokenizer, ids)
-        count = len(prompt_tokens(tokenizer, text))
-    return text
+from erasebench.types import Pipeline, seed_of
 
 
 def check_pipeline(pipe: Pipeline, latest: int) -> None:
@@ -114,26 +45,6 @@ def precise(pipe: Pipeline) -> torch.dtype:
     return torch.promote_types(pipe.unet.dtype, torch.float32)
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens an attack may use: all but the special ones, which nobody can type.
-
-    Args:
-        ids: int64 [v], ascending.
-        table: their embeddings [v, width], float32 (or float64).
-    """
-
-    ids: Tensor
-    table: Tensor
-
-    @classmethod
-    def of(cls, pipe: Pipeline) -> Vocabulary:
-        table = diffusion.token_table(pipe).detach()
-        size = min(len(pipe.tokenizer), len(table))
-        ids = torch.from_numpy(np.setdiff1d(np.arange(size), pipe.tokenizer.all_special_ids)).to(table.device)
-        return cls(ids, table[ids].to(precise(pipe)))
-
-
 @torch.no_grad()
 def to_latents(pipe: Pipeline, image: Image.Image) -> Tensor:
     """Latents [channels, h, w] of an image: the mean of the VAE's posterior times its scaling factor, on the CPU."""
@@ -147,8 +58,7 @@ def to_latents(pipe: Pipeline, image: Image.Image) -> Tensor:
 
 def generator(*names: Any) -> torch.Generator:
     """A CPU generator that depends on ``names`` alone: a seed, a prompt's seed, a round, an iteration."""
-    digest = hashlib.sha256(" ".join(map(str, names)).encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator("cpu").manual_seed(seed_of(*names, sep=" ") >> 8)
 
 
 def noised(scheduler: Any, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,42 +80,3 @@ def predict(pipe: Pipeline, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
     dtype = pipe.unet.dtype
     out = pipe.unet(x_t.to(dtype), t, encoder_hidden_states=states.to(dtype), return_dict=False)[0]
     return out.to(precise(pipe))
-
-
-class Stack(NamedTuple):
-    """Layouts of one batch: all ids [n, tokens], and the image and the row of every free token [sum of m]."""
-
-    ids: Tensor
-    images: Tensor
-    rows: Tensor
-
-    @classmethod
-    def of(cls, layouts: Sequence[Layout], device: torch.device) -> Stack:
-        images = torch.cat([torch.full((len(layout.free),), i) for i, layout in enumerate(layouts)])
-        rows = torch.cat([layout.free for layout in layouts])
-        return cls(torch.stack([layout.ids for layout in layouts]).to(device), images.to(device), rows.to(device))
-
-
-def gradient(
-    pipe: Pipeline, stack: Stack, tokens: Tensor, x_t: Tensor, t: Tensor, goal: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean squared error of the prediction to a goal, and its gradient with respect to the free tokens' embeddings.
-
-    Args:
-        stack: the n prompts.
-        tokens: embeddings of all free tokens, those of the first prompt first, [sum of m, width].
-        x_t, goal: [n, channels, h, w].
-        t: int64 [n].
-
-    Returns:
-        losses [n] and gradients [sum of m, width] of each image's own loss. One forward and one backward pass.
-    """
-    fixed = diffusion.token_table(pipe).detach()[stack.ids]
-    scale = HALF_SCALE if pipe.unet.dtype == torch.float16 else 1.0
-    with torch.enable_grad():
-        leaf = tokens.detach().requires_grad_()
-        embeddings = fixed.index_put((stack.images, stack.rows), leaf.to(fixed.dtype))
-        states = diffusion.encode_embeddings(pipe, embeddings)
-        losses = (predict(pipe, x_t, t, states) - goal).square().mean((1, 2, 3))
-        (found,) = torch.autograd.grad(scale * losses.sum(), leaf)
-    return losses.detach(), found / scale

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.queries import Querying, attacked, noted, unasked
 from erasebench import diffusion
+from erasebench.fields import number
 from erasebench.protocols import Attack, Judge
 from erasebench.types import Concept, Pipeline, Prompt
 
@@ -117,10 +118,8 @@ class InverseEdit(Querying, Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, most in (("tolerance", 1.0), ("rcond", math.nextafter(1.0, 0.0))):
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise ValueError(f"{name} must lie in [0, 1{']' if most == 1 else ')'}; got {value!r}")
+        number("tolerance", self.tolerance, least=0, most=1)
+        number("rcond", self.rcond, least=0, below=1)
 
     @torch.no_grad()
     def attack(

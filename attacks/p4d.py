@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,13 +10,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.denoising import Vocabulary
-from attacks.descent import Tokens
-from attacks.queries import check_whole
+from attacks.free_tokens import Vocabulary
+from attacks.side_by_side import Batch
 from attacks.token_search import PrefixSearch, TokenSearch
+from erasebench.fields import choice, integer
 from erasebench.types import Concept
 
 TRAINED = 1000  # timesteps of a Stable Diffusion model
+
+
+@torch.enable_grad()
+def descend(
+    batch: Batch, optimizer: torch.optim.Optimizer, steps: int, timestep: Callable[[int, torch.Generator], int]
+) -> None:
+    """One round of n prompts; ``batch.x`` are the continuous embeddings [m, width] of all their free tokens."""
+    for step in range(steps):
+        noise, _, t = batch.draw(step, timestep)  # [n, channels, h, w], _, [n]
+        x_t, _ = batch.noised(noise, t)
+        hard = batch.table[nearest(batch.vocabulary, batch.x)].requires_grad_()  # [m, width]
+        wanted = batch.predict_original(x_t, t)
+        losses = (batch.predict(x_t, t, hard) - wanted).square().mean((1, 2, 3))  # [n]
+        batch.backward(losses, hard)  # the gradient at the nearest tokens is applied to the continuous ones
+        optimizer.step()
+
+
+def nearest(vocabulary: Vocabulary, x: Tensor) -> Tensor:
+    """The tokens, as rows of the vocabulary [m], nearest to embeddings x [m, width] by cosine."""
+    return (F.normalize(x, dim=1) @ vocabulary.directions.T).argmax(1)
+
+
+def random_tokens(vocabulary: Vocabulary, count: int, generator: torch.Generator) -> Tensor:
+    """Embeddings [count, width] of tokens drawn evenly."""
+    chosen = torch.randint(len(vocabulary.table), (count,), generator=generator)
+    return vocabulary.table[chosen.to(vocabulary.table.device)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +67,17 @@ class P4D(PrefixSearch):
         ValueError: a setting out of its range; SDXL; more tokens than fit.
     """
 
-    distils = True
+    name = "p4d"
 
-    @property
-    def name(self) -> str:
-        return "p4d"
+    def start(self, vocabulary: Vocabulary, count: int, generator: torch.Generator) -> Tensor:
+        return random_tokens(vocabulary, count, generator)
 
-    def relax(self, vocabulary: Vocabulary) -> Tokens:
-        return Nearest(vocabulary.table, F.normalize(vocabulary.table, dim=1))
+    def descend(self, batch: Batch) -> None:
+        optimizer = batch.optimizer(torch.optim.Adam, lr=self.lr, weight_decay=self.weight_decay)
+        descend(batch, optimizer, self.iterations, self.timestep)
+
+    def answer(self, vocabulary: Vocabulary, x: Tensor) -> Tensor:
+        return nearest(vocabulary, x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +117,6 @@ class P4DOriginal(TokenSearch):
     lr: float = 0.1
 
     spends = ("iterations", "query_every", "budget")
-    distils = True
-    decoupled = True
 
     @property
     def name(self) -> str:
@@ -99,10 +127,9 @@ class P4DOriginal(TokenSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in ("n", "k"):
-            raise ValueError(f"variant must be n or k; got {self.variant!r}")
+        choice("variant", self.variant, ("n", "k"))
         for name in ("tokens", "every", "iterations", "query_every"):
-            check_whole(name, getattr(self, name), 1)
+            integer(name, getattr(self, name), least=1)
         if self.iterations % self.query_every:
             raise ValueError(
                 f"query_every must divide iterations; got {self.query_every} and {self.iterations}; "
@@ -115,40 +142,20 @@ class P4DOriginal(TokenSearch):
             return list(range(self.tokens))
         return [i * (self.every + 1) for i in range(words // self.every + 1)]
 
-    def schedule(self) -> tuple[int, int, int]:
-        return self.iterations // self.query_every, self.query_every, TRAINED - 1
+    @property
+    def rounds(self) -> int:
+        return self.iterations // self.query_every
 
-    def timestep(self, round: int, generator: torch.Generator) -> int:
-        return int(torch.randint(TRAINED, (1,), generator=generator))
+    @property
+    def latest(self) -> int:
+        return TRAINED - 1
 
-    def relax(self, vocabulary: Vocabulary) -> Tokens:
-        return Nearest(vocabulary.table, F.normalize(vocabulary.table, dim=1))
+    def start(self, vocabulary: Vocabulary, count: int, generator: torch.Generator) -> Tensor:
+        return random_tokens(vocabulary, count, generator)
 
+    def descend(self, batch: Batch) -> None:
+        optimizer = batch.optimizer(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay)
+        descend(batch, optimizer, self.query_every, lambda _, draw: int(torch.randint(TRAINED, (1,), generator=draw)))
 
-@dataclass(frozen=True)
-class Nearest:
-    """Tokens relaxed to free embeddings x [m, width] that stand for the token nearest by cosine; started at random.
-
-    Args:
-        table: token embeddings [v, width].
-        directions: the same, each of length 1.
-    """
-
-    table: Tensor
-    directions: Tensor
-
-    def start(self, count: int, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(self.table), (count,), generator=generator)
-        return self.table[chosen.to(self.table.device)]
-
-    def choose(self, x: Tensor, uniform: Tensor) -> Tensor:
-        return self.answer(x)
-
-    def pull(self, gradient: Tensor) -> Tensor:
-        return gradient
-
-    def settle(self, x: Tensor) -> Tensor:
-        return x
-
-    def answer(self, x: Tensor) -> Tensor:
-        return (F.normalize(x, dim=1) @ self.directions.T).argmax(1)
+    def answer(self, vocabulary: Vocabulary, x: Tensor) -> Tensor:
+        return nearest(vocabulary, x)

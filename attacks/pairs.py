@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from erasebench import diffusion
+from erasebench.fields import path as path_of
+from erasebench.fields import texts
 from erasebench.prompts.safety import mentions_minors
 from erasebench.types import Concept, Pipeline
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
+GIVE = "use attack/vector=csv attack.vector.path=FILE, pairs of texts with and without the concept (or npy)"
 
 
 def concept_vector(pipe: Pipeline, pairs: Sequence[Pair]) -> torch.Tensor:
@@ -57,9 +60,25 @@ def concept_vector(pipe: Pipeline, pairs: Sequence[Pair]) -> torch.Tensor:
 class VectorSource(Protocol):
     """Where an attack has its concept vector from."""
 
+    def check(self, concept: Concept) -> None:
+        """Raise a one-line ValueError or OSError, before any weight is loaded, if there is none for ``concept``."""
+        ...
+
     def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
         """The concept vector, float64 [tokens, width], of the pipeline's text encoder."""
         ...
+
+
+def given(source: VectorSource | None) -> VectorSource:
+    """The source itself; a ValueError that says what to give if the model brings none and the user gave none.
+
+    >>> given(None)
+    Traceback (most recent call last):
+    ValueError: attack.vector must be given, for this model brings no pairs of texts; got none; use ...
+    """
+    if not source:
+        raise ValueError(f"attack.vector must be given, for this model brings no pairs of texts; got none; {GIVE}")
+    return source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +116,9 @@ class TextPairs:
         ]
         return list(dict.fromkeys(filled))
 
+    def check(self, concept: Concept) -> None:
+        """Nothing to refuse: the pairs take any concept."""
+
     def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
         """``concept_vector`` of the filled pairs."""
         return concept_vector(pipe, self.filled(concept))
@@ -107,8 +129,9 @@ class CsvPairs:
     """Pairs from a CSV file, such as the nudity and Van Gogh pairs published with RECE (arXiv 2407.12383).
 
     Args:
-        path: UTF-8 CSV file.
+        path: UTF-8 CSV file, read by ``check`` and ``vector``.
         columns: its columns (with, without).
+        source: where to get the file if it is not there.
 
     Raises:
         FileNotFoundError, ValueError: no such file; no such column; no row; an empty cell (names the line).
@@ -116,16 +139,20 @@ class CsvPairs:
 
     path: str
     columns: tuple[str, str] = ("sensitive prompt", "normal prompt")
+    source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", tuple(self.columns))
+        object.__setattr__(self, "columns", texts("columns", self.columns))
         if len(self.columns) != 2:
             raise ValueError(f"columns must name two columns (with, without); got {list(self.columns)}")
+
+    def check(self, concept: Concept) -> None:
+        """Read the file once."""
         self.read()
 
     def read(self) -> list[Pair]:
         """The pairs in the file's order, duplicates included."""
-        with _existing(self.path).open(encoding="utf-8-sig", newline="") as file:
+        with _existing(self.path, self.source).open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             try:
                 missing = [column for column in self.columns if column not in (rows.fieldnames or ())]
@@ -164,19 +191,22 @@ class SavedVector:
 
     Args:
         path: array [tokens, width] or [1, tokens, width] of finite floats; pickled arrays are refused.
+        source: where to get the file if it is not there.
 
     Raises:
         FileNotFoundError, ValueError: no such file; no plain array of floats; not finite; another shape.
     """
 
     path: str
+    source: str = ""
 
-    def __post_init__(self) -> None:
+    def check(self, concept: Concept) -> None:
+        """Read the file once."""
         self.read()
 
     def read(self) -> np.ndarray:
         """The array as float64 [tokens, width]."""
-        path = _existing(self.path)
+        path = _existing(self.path, self.source)
         try:
             found = np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
@@ -202,6 +232,35 @@ class SavedVector:
         return torch.from_numpy(array)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ByConcept:
+    """For each concept a source of its own, such as what papers published for theirs; for others there is none.
+
+    Args:
+        sources: name of a concept -> its source; only that of the run's concept is read.
+
+    >>> ByConcept(sources={"car": TextPairs(pairs=(("a car", "a"),))}).check(Concept(name="cat", phrases=("cat",)))
+    Traceback (most recent call last):
+    ValueError: attack.vector must be given for 'cat', for what is published is about car; got none; use ...
+    """
+
+    sources: Mapping[str, VectorSource]
+
+    def check(self, concept: Concept) -> None:
+        """The check of the concept's own source; a ValueError if it has none."""
+        self._source(concept).check(concept)
+
+    def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
+        """The vector of the concept's own source."""
+        return self._source(concept).vector(pipe, concept)
+
+    def _source(self, concept: Concept) -> VectorSource:
+        if concept.name not in self.sources:
+            known = f"for what is published is about {', '.join(self.sources)}"
+            raise ValueError(f"attack.vector must be given for {concept.name!r}, {known}; got none; {GIVE}")
+        return self.sources[concept.name]
+
+
 def _pair(name: str, pair: object) -> Pair:
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise ValueError(f"{name} must hold [with, without] pairs of texts; got {pair!r}")
@@ -213,7 +272,9 @@ def _pair(name: str, pair: object) -> Pair:
     return with_, without
 
 
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is not a file; give the path of the pairs or the vector")
-    return Path(path)
+def _existing(path: str, source: str) -> Path:
+    found = path_of("attack.vector.path", path)
+    if not found.is_file():
+        fetch = f"fetch {source}, or {GIVE}" if source else "give the path of the pairs or the vector"
+        raise FileNotFoundError(f"{path} must be a file; got {'a folder' if found.is_dir() else 'nothing'}; {fetch}")
+    return found

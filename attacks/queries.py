@@ -7,7 +7,6 @@ count all of them: those of the search, of every query and of the original model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from erasebench import diffusion
+from erasebench.fields import integer, number
 from erasebench.protocols import Judge
 from erasebench.types import Concept, Pipeline, Prompt
 
@@ -25,17 +25,6 @@ class Seen(NamedTuple):
     present: bool | None
     score: float | None
     passes: int
-
-
-def check_whole(name: str, value: Any, least: int, hint: str = "") -> None:
-    """Refuse what is no integer of at least ``least``; the message ends with a ``hint`` what to use.
-
-    >>> check_whole("tokens", 0, 1, "the paper uses 16")
-    Traceback (most recent call last):
-    ValueError: tokens must be an integer >= 1; got 0; the paper uses 16
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}; got {value!r}{hint and '; '}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +52,11 @@ class Querying:
     decimals: ClassVar[int | None] = None  # of a score that are kept; None keeps what the judge says
 
     def __post_init__(self) -> None:
-        check_whole("steps", self.steps, 1)
-        check_whole("batch_size", self.batch_size, 1)
+        integer("steps", self.steps, least=1)
+        integer("batch_size", self.batch_size, least=1)
         if self.budget is not None:
-            check_whole("budget", self.budget, 1)
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale must be a finite number; got {self.guidance_scale!r}")
+            integer("budget", self.budget, least=1)
+        number("guidance_scale", self.guidance_scale)
 
     def images(self, pipe: Pipeline, prompts: Sequence[Prompt]) -> list[Image.Image | None]:
         """One image per prompt with its own seed and guidance; None where it is NaN or constant."""

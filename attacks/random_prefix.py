@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks import denoising
+from attacks import free_tokens
 from attacks.controls import Candidate, Control
-from attacks.queries import check_whole, names_concept
+from attacks.queries import names_concept
+from erasebench.fields import integer
 from erasebench.protocols import Judge
 from erasebench.types import Concept, Pipeline, Prompt
 
@@ -39,7 +40,7 @@ class RandomPrefix(Control):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("tokens", self.tokens, 1, "UnlearnDiffAtk uses 3 and 5")
+        integer("tokens", self.tokens, least=1, hint="UnlearnDiffAtk uses 3 and 5")
 
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
@@ -49,7 +50,7 @@ class RandomPrefix(Control):
         if self.tokens > room:
             raise ValueError(f"tokens must be <= {room}, what fits between start and end of text; got {self.tokens}")
         fits = lambda n: n + self.tokens <= room  # noqa: E731
-        texts = [denoising.shortened(pipe.tokenizer, prompt.text, fits) for prompt in prompts]
+        texts = [free_tokens.shortened(pipe.tokenizer, prompt.text, fits) for prompt in prompts]
         fitted = [prompt.with_(text=text) for prompt, text in zip(prompts, texts, strict=True)]
         found = super().attack(pipe, original, fitted, concept, judge)
         cut = [prompt.text != text for prompt, text in zip(prompts, texts, strict=True)]
@@ -62,11 +63,11 @@ class RandomPrefix(Control):
 
         def candidate(prompt: Prompt, query: int) -> Prompt:
             ids = self.draw(allowed, prompt, query)
-            prefix = denoising.decode(tokenizer, ids).strip()
+            prefix = free_tokens.decode(tokenizer, ids).strip()
             text = f"{prefix} {prompt.text}"
             info = {
-                "retokenised_equal": denoising.prompt_tokens(tokenizer, text)
-                == ids + denoising.prompt_tokens(tokenizer, prompt.text),
+                "retokenised_equal": free_tokens.prompt_tokens(tokenizer, text)
+                == ids + free_tokens.prompt_tokens(tokenizer, prompt.text),
                 "names_concept": names_concept(prefix, concept),
             }
             return prompt.with_(text=text, info=info)

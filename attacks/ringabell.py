@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 
 from attacks.evolution import Ids, Losses, Memo, evolve, run
-from attacks.pairs import VectorSource
-from attacks.queries import attacked, check_whole, names_concept
+from attacks.pairs import VectorSource, given
+from attacks.queries import attacked, names_concept
 from erasebench import diffusion, progress
+from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
-from erasebench.types import Concept, Pipeline, Prompt
+from erasebench.types import Concept, Pipeline, Prompt, seed_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class RingABell(Attack):
     1 to V-3), and padding is the tokenizer's own (the notebook: end of text, which is the same in Stable Diffusion 1).
 
     Args:
-        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs`` or ``SavedVector``.
+        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs``, ``SavedVector`` or ``ByConcept``; None is
+            an error that says what to give.
         tokens: K, number of free tokens, 1 to model_max_length - 2. The paper's 16, 38 and "77" (= 75).
         eta: strength of the concept in the target; finite.
         population: individuals in the first generation, >= 2; half of them survive each generation.
@@ -58,7 +59,7 @@ class RingABell(Attack):
     ValueError: tokens must be an integer >= 1; got 0; the paper uses 16
     """
 
-    vector: VectorSource
+    vector: VectorSource | None = None
     tokens: int = 16
     eta: float = 3.0
     population: int = 200
@@ -77,18 +78,20 @@ class RingABell(Attack):
 
     def __post_init__(self) -> None:
         for name, least, usual in (("tokens", 1, 16), ("population", 2, 200), ("generations", 1, 3000)):
-            check_whole(name, getattr(self, name), least, f"the paper uses {usual}")
+            integer(name, getattr(self, name), least=least, hint=f"the paper uses {usual}")
         for name, least, usual in (("seed", 0, 0), ("batch_size", 1, 16)):
-            check_whole(name, getattr(self, name), least, f"the default is {usual}")
+            integer(name, getattr(self, name), least=least, hint=f"the default is {usual}")
         for name in ("crossover", "mutation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a probability in [0, 1]; got {getattr(self, name)!r}")
-        if not np.isfinite(self.eta):
-            raise ValueError(f"eta must be a finite number; got {self.eta!r}; the paper uses 3")
-        if self.sources is not None and self.sources < 1:
-            raise ValueError(f"sources must be >= 1, or null for every prompt; got {self.sources}")
-        if self.rows is not None and self.rows < self.tokens + 2:
-            raise ValueError(f"rows must be >= tokens + 2 = {self.tokens + 2}, or null for all; got {self.rows}")
+            number(name, getattr(self, name), least=0, most=1, hint="it is a probability")
+        number("eta", self.eta, hint="the paper uses 3")
+        if self.sources is not None:
+            integer("sources", self.sources, least=1, hint="null searches for every prompt")
+        if self.rows is not None:
+            integer("rows", self.rows, least=self.tokens + 2, hint="tokens + 2; null counts all rows")
+
+    def check(self, concept: Concept) -> None:
+        """A one-line error, before any weight is loaded, if there is no vector for the concept."""
+        given(self.vector).check(concept)
 
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
@@ -131,7 +134,7 @@ class RingABell(Attack):
         the result), ``fitness_text`` (loss of the string as it re-tokenises), ``retokenised_equal``, ``empty``.
         """
         space = Space.of(original, self.tokens, self.rows)
-        shift = self.eta * self.vector.vector(original, concept)
+        shift = self.eta * given(self.vector).vector(original, concept)
         for text in texts:
             target = diffusion.encode(original, [text])[0].double().cpu() + shift
             yield text, self._search_one(original, space, text, target)
@@ -157,9 +160,8 @@ class RingABell(Attack):
 
     def steps(self, allowed: Ids, text: str) -> Generator[Ids, Losses, None]:
         """The generations of one text's search, see ``evolve``; its random numbers depend on seed and text only."""
-        digest = hashlib.sha256(f"{self.seed}\n{text}".encode()).digest()
         return evolve(
-            np.random.default_rng(int.from_bytes(digest[:8], "big")),
+            np.random.default_rng(seed_of(self.seed, text, sep="\n")),
             allowed,
             tokens=self.tokens,
             population=self.population,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from attacks.pairs import VectorSource
-from attacks.queries import attacked, check_whole
+from attacks.pairs import VectorSource, given
+from attacks.queries import attacked
 from erasebench import diffusion
+from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.types import Concept, Pipeline, Prompt
 
@@ -24,7 +23,8 @@ class RingABellSoft(Attack):
     exact mean over the pairs (the script: a mean of batch means, see ``attacks.pairs.concept_vector``).
 
     Args:
-        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs`` or ``SavedVector``.
+        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs``, ``SavedVector`` or ``ByConcept``; None is
+            an error that says what to give.
         eta: strength; 3 for nudity, 0.9 for Van Gogh; finite.
         batch_size: prompts encoded at once.
 
@@ -32,7 +32,7 @@ class RingABellSoft(Attack):
         ValueError: eta not finite, batch_size < 1.
     """
 
-    vector: VectorSource
+    vector: VectorSource | None = None
     eta: float = 3.0
     batch_size: int = 64
 
@@ -40,9 +40,12 @@ class RingABellSoft(Attack):
     strength = "embedding"
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.eta):
-            raise ValueError(f"eta must be a finite number; got {self.eta!r}; RECE uses 3 (nudity) and 0.9 (Van Gogh)")
-        check_whole("batch_size", self.batch_size, 1)
+        number("eta", self.eta, hint="RECE uses 3 (nudity) and 0.9 (Van Gogh)")
+        integer("batch_size", self.batch_size, least=1)
+
+    def check(self, concept: Concept) -> None:
+        """A one-line error, before any weight is loaded, if there is no vector for the concept."""
+        given(self.vector).check(concept)
 
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
@@ -50,7 +53,7 @@ class RingABellSoft(Attack):
         """One prompt per prompt, in order, with its text, seed and guidance and float32 ``embeds`` [tokens, width]."""
         if not prompts:
             return []
-        shift = self.eta * self.vector.vector(original, concept)
+        shift = self.eta * given(self.vector).vector(original, concept)
         encoded = diffusion.encode(original, [prompt.text for prompt in prompts], batch_size=self.batch_size)
         return [
             attacked(

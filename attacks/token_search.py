@@ -6,7 +6,6 @@ and round, and one that is done makes room for the next, so that the batch stays
 
 from __future__ import annotations
 
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attacks import denoising
-from attacks.denoising import Vocabulary
-from attacks.descent import STATE, Models, Slot, Steps, Tokens, descend
-from attacks.queries import Querying, attacked, better, check_whole, names_concept, noted, unasked
-from erasebench import diffusion, progress
+from attacks import denoising, free_tokens
+from attacks.free_tokens import Vocabulary
+from attacks.queries import Querying, attacked, better, names_concept, noted, unasked
+from attacks.side_by_side import Batch, Slot
+from erasebench import progress
+from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline, Prompt
@@ -28,6 +28,18 @@ from erasebench.types import Concept, Pipeline, Prompt
 Records = dict[int, dict[str, Any]]  # of each prompt, by its place
 TIMESTEPS = tuple(range(10, 1000, 20))
 SAMPLER = ("batch_size", "steps", "guidance_scale", "height", "width")  # fields that info does not repeat
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a search is given, with what it derives from it once."""
+
+    pipe: Pipeline
+    original: Pipeline
+    concept: Concept
+    judge: Judge
+    vocabulary: Vocabulary
+    prompts: Sequence[Prompt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +65,12 @@ class TokenSearch(Querying, Attack):
     strength = "text"
     spends: ClassVar[tuple[str, ...]] = ("budget",)
     decimals = 6  # the next ones change with the batch, and should not choose another text
-    decoupled: ClassVar[bool] = False  # AdamW
-    distils: ClassVar[bool] = False  # the goal is the original model's prediction, else the noise
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("seed", self.seed, 0)
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be a finite number > 0; got {self.lr!r}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a finite number >= 0; got {self.weight_decay!r}")
+        integer("seed", self.seed, least=0)
+        number("lr", self.lr, above=0)
+        number("weight_decay", self.weight_decay, least=0)
 
     @property
     @abstractmethod
@@ -77,17 +85,27 @@ class TokenSearch(Querying, Attack):
         """Whether the prompt stays, or the free tokens stand alone."""
         return True
 
+    @property
     @abstractmethod
-    def schedule(self) -> tuple[int, int, int]:
-        """Rounds, iterations of a round, and the latest timestep."""
+    def rounds(self) -> int:
+        """Rounds of a prompt, each so many steps and one query."""
+
+    @property
+    @abstractmethod
+    def latest(self) -> int:
+        """The latest timestep."""
 
     @abstractmethod
-    def timestep(self, round: int, generator: torch.Generator) -> int:
-        """The timestep of an iteration."""
+    def start(self, vocabulary: Vocabulary, count: int, generator: torch.Generator) -> Tensor:
+        """The first rows [count, n] that stand for so many free tokens."""
 
     @abstractmethod
-    def relax(self, vocabulary: Vocabulary) -> Tokens:
-        """The continuous stand-in of a token."""
+    def descend(self, batch: Batch) -> None:
+        """The steps of one round: the attack itself."""
+
+    @abstractmethod
+    def answer(self, vocabulary: Vocabulary, x: Tensor) -> Tensor:
+        """The tokens that rows [m, n] stand for, as rows of the vocabulary [m]."""
 
     def attack(
         self, pipe: Pipeline, original: Pipeline, prompts: Sequence[Prompt], concept: Concept, judge: Judge
@@ -98,15 +116,13 @@ class TokenSearch(Querying, Attack):
         """
         if not prompts:
             return []
-        rounds, _, latest = self.schedule()
         for model in (pipe, original):
-            denoising.check_pipeline(model, latest)
+            denoising.check_pipeline(model, self.latest)
         fitted, shortened = zip(*(self._fit(pipe, prompt, concept) for prompt in prompts), strict=True)
         victim = denoising.without_weight_gradients(pipe)
-        vocabulary = Vocabulary.of(victim)
-        models = Models(victim, original, concept, judge, vocabulary, self.relax(vocabulary), fitted)
+        models = Models(victim, original, concept, judge, Vocabulary.of(victim), fitted)
         records, latents = self._open(models, shortened)
-        with progress.bar(total=len(latents) * rounds, desc=self.name, unit="round") as bar:
+        with progress.bar(total=len(latents) * self.rounds, desc=self.name, unit="round") as bar:
             self._search(models, records, latents, bar)
         return [self._result(prompt, models, i, records[i]) for i, prompt in enumerate(prompts)]
 
@@ -118,7 +134,7 @@ class TokenSearch(Querying, Attack):
         if not self.keeps_prompt():
             return prompt, False
         fits = lambda n: n + len(self.places(n, concept)) <= room  # noqa: E731
-        text = denoising.shortened(pipe.tokenizer, prompt.text, fits)
+        text = free_tokens.shortened(pipe.tokenizer, prompt.text, fits)
         return prompt.with_(text=text), text != prompt.text
 
     def _open(self, models: Models, shortened: Sequence[bool]) -> tuple[Records, dict[int, Tensor]]:
@@ -146,56 +162,53 @@ class TokenSearch(Querying, Attack):
 
     def _search(self, models: Models, records: Records, latents: dict[int, Tensor], bar: progress.Bar) -> None:
         """Runs the search into ``records``; after every round all there is to keep is kept."""
-        rounds, iterations, _ = self.schedule()
-        steps = Steps(
-            iterations=iterations, timestep=self.timestep, lr=self.lr, decay=self.weight_decay,
-            decoupled=self.decoupled, distils=self.distils, seed=self.seed,
-        )  # fmt: skip
         slots = self._resume(models, records, latents)
         pending = [i for i in sorted(latents) if records[i]["queries"] == 1]
-        bar.update(sum(slot.round for slot in slots) + rounds * (len(latents) - len(slots) - len(pending)))
+        bar.update(sum(slot.round for slot in slots) + self.rounds * (len(latents) - len(slots) - len(pending)))
         while slots or pending:
             while pending and len(slots) < self.batch_size:
                 slots.append(self._slot(models, pending.pop(0), records, latents))
             began = time.perf_counter()
             for start in range(0, len(slots), self.batch_size):
-                descend(models, slots[start : start + self.batch_size], steps)
+                part = slots[start : start + self.batch_size]
+                batch = Batch(models.pipe, models.original, models.vocabulary, part, self.seed)
+                self.descend(batch)
+                batch.close()
             self._query(models, slots)
             for slot in slots:
                 slot.record["seconds"] += (time.perf_counter() - began) / len(slots)
                 records[slot.index] = slot.record
-            over = [slot for slot in slots if self._over(slot, rounds)]
-            bar.update(len(slots) + sum(rounds - slot.round for slot in over))
+            over = [slot for slot in slots if self._over(slot)]
+            bar.update(len(slots) + sum(self.rounds - slot.round for slot in over))
             bar.set_postfix(found=sum(r["success"] and not r["pre"] for r in records.values()), refresh=False)
             slots = [slot for slot in slots if slot not in over]
-            tensors = {f"{slot.index}.{name}": value for slot in slots for name, value in slot.state.items()}
+            states = {slot.index: {"x": slot.x, **slot.moments} for slot in slots}
+            tensors = {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
             named = {str(i): record for i, record in records.items()}
             workspace.current().save("search", tensors, records=named, rounds=[[s.index, s.round] for s in slots])
 
-    def _over(self, slot: Slot, rounds: int) -> bool:
+    def _over(self, slot: Slot) -> bool:
         broke = self.budget is not None and slot.record["queries"] >= self.budget
-        return slot.record["success"] or slot.round >= rounds or broke
+        return slot.record["success"] or slot.round >= self.rounds or broke
 
     def _slot(self, models: Models, index: int, records: Records, latents: dict[int, Tensor]) -> Slot:
         """A prompt at the start of its search."""
         prompt, tokenizer = models.prompts[index], models.pipe.tokenizer
-        ids = denoising.prompt_tokens(tokenizer, prompt.text) if self.keeps_prompt() else []
-        layout = denoising.lay_out(tokenizer, ids, self.places(len(ids), models.concept))
-        x = models.tokens.start(len(layout.free), denoising.generator(self.seed, prompt.seed, "start"))
-        x = x.to(models.vocabulary.table)
-        states = diffusion.encode(models.original, [prompt.text])[0] if self.distils else None
-        state = {"x": x, "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
-        return Slot(index, prompt, layout, latents[index], states, state, records[index])
+        ids = free_tokens.prompt_tokens(tokenizer, prompt.text) if self.keeps_prompt() else []
+        layout = free_tokens.lay_out(tokenizer, ids, self.places(len(ids), models.concept))
+        draw = denoising.generator(self.seed, prompt.seed, "start")
+        x = self.start(models.vocabulary, len(layout.free), draw).to(models.vocabulary.table).requires_grad_()
+        return Slot(index, prompt, layout, latents[index], x, records[index])
 
     def _query(self, models: Models, slots: Sequence[Slot]) -> None:
         """Asks for the text of what each prompt's rows stand for, as it re-tokenises."""
         tokenizer, texts, facts = models.pipe.tokenizer, [], []
         for slot in slots:
-            free = models.vocabulary.ids[models.tokens.answer(slot.state["x"])].cpu()
+            free = models.vocabulary.ids[self.answer(models.vocabulary, slot.x.detach())].cpu()
             ids = slot.layout.filled(free)
-            texts.append(denoising.decode(tokenizer, ids))
-            same = denoising.prompt_tokens(tokenizer, texts[-1]) == ids
-            names = names_concept(denoising.decode(tokenizer, free.tolist()), models.concept)
+            texts.append(free_tokens.decode(tokenizer, ids))
+            same = free_tokens.prompt_tokens(tokenizer, texts[-1]) == ids
+            names = names_concept(free_tokens.decode(tokenizer, free.tolist()), models.concept)
             facts.append({"retokenised_equal": same, "names_concept": names})
         asked = [slot.prompt.with_(text=text) for slot, text in zip(slots, texts, strict=True)]
         found = self.ask(models.pipe, asked, models.concept, models.judge)
@@ -210,10 +223,12 @@ class TokenSearch(Querying, Attack):
         tensors, values = kept
         records.update({int(i): record for i, record in values["records"].items()})
         slots = []
-        for index, number in values["rounds"]:
+        for index, round in values["rounds"]:
             slot = self._slot(models, index, records, latents)
-            slot.state = {name: tensors[f"{index}.{name}"].to(slot.state[name].device) for name in STATE}
-            slot.round = number
+            own = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{index}.")}
+            slot.x.data = own.pop("x").to(slot.x.device)
+            slot.moments = {name: value.to(slot.x.device) if value.ndim else value for name, value in own.items()}
+            slot.round = round
             slots.append(slot)
         return slots
 
@@ -253,16 +268,22 @@ class PrefixSearch(TokenSearch):
         object.__setattr__(self, "timesteps", tuple(self.timesteps))
         if not self.timesteps or any(not isinstance(t, int) or t < 0 for t in self.timesteps):
             raise ValueError(f"timesteps must hold at least one integer >= 0; got {self.timesteps}")
-        check_whole("iterations", self.iterations, 1)
+        integer("iterations", self.iterations, least=1)
         if self.tokens is not None:
-            check_whole("tokens", self.tokens, 1)
+            integer("tokens", self.tokens, least=1)
 
     def places(self, words: int, concept: Concept) -> list[int]:
         """Before the prompt: 0 to k - 1."""
         return list(range(self.tokens or (5 if concept.kind == "unsafe" else 3)))
 
-    def schedule(self) -> tuple[int, int, int]:
-        return len(self.timesteps), self.iterations, max(self.timesteps)
+    @property
+    def rounds(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def latest(self) -> int:
+        return max(self.timesteps)
 
     def timestep(self, round: int, generator: torch.Generator) -> int:
+        """The timestep of a round, whatever the step."""
         return self.timesteps[round]

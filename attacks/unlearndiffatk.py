@@ -5,11 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.denoising import Vocabulary
-from attacks.descent import Tokens
+from attacks.free_tokens import Vocabulary
+from attacks.side_by_side import Batch
 from attacks.token_search import PrefixSearch
+
+
+@torch.enable_grad()
+def descend(attack: UnlearnDiffAtk, batch: Batch) -> None:
+    """One round of n prompts, each at its own timestep; ``batch.x`` is u, the m rows of all their free tokens."""
+    optimizer = batch.optimizer(torch.optim.Adam, lr=attack.lr, weight_decay=attack.weight_decay)
+    for step in range(attack.iterations):
+        e, uniform, t = batch.draw(step, attack.timestep)  # [n, channels, h, w], [m], [n]
+        x_t, e = batch.noised(e, t)  # of a model that predicts v, e is v
+        hot = F.one_hot(sample(batch.x, uniform), len(batch.table)).to(batch.table).requires_grad_()  # [m, v]
+        losses = (batch.predict(x_t, t, hot @ batch.table) - e).square().mean((1, 2, 3))  # [n]
+        batch.backward(losses, hot, most=1)  # straight through: u gets the gradient of the one-hot rows, clipped
+        optimizer.step()
+        batch.x = project_simplex(batch.x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,48 +60,31 @@ class UnlearnDiffAtk(PrefixSearch):
     ValueError: timesteps must hold at least one integer >= 0; got ()
     """
 
-    @property
-    def name(self) -> str:
-        return "unlearndiffatk"
+    name = "unlearndiffatk"
 
-    def relax(self, vocabulary: Vocabulary) -> Tokens:
-        return Simplex(vocabulary.table)
+    def start(self, vocabulary: Vocabulary, count: int, generator: torch.Generator) -> Tensor:
+        """Every token equally likely."""
+        return torch.full((count, len(vocabulary.table)), 1 / len(vocabulary.table), dtype=vocabulary.table.dtype)
 
+    def descend(self, batch: Batch) -> None:
+        descend(self, batch)
 
-@dataclass(frozen=True)
-class Simplex:
-    """Tokens relaxed to distributions over the vocabulary: rows u [m, v], started uniform.
-
-    Args:
-        table: token embeddings [v, width].
-    """
-
-    table: Tensor
-
-    def start(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.full((count, len(self.table)), 1 / len(self.table), dtype=self.table.dtype)
-
-    def choose(self, x: Tensor, uniform: Tensor) -> Tensor:
-        """A sample of each row, by the inverse of its distribution function.
-
-        >>> Simplex(torch.eye(3)).choose(torch.tensor([[0.5, 0.0, 0.5]] * 3), torch.tensor([0.0, 0.49, 0.5])).tolist()
-        [0, 0, 2]
-        """
-        steps = x.double().cumsum(1)
-        return torch.searchsorted(steps, uniform[:, None] * steps[:, -1:], right=True)[:, 0].clamp(max=x.shape[1] - 1)
-
-    def pull(self, gradient: Tensor) -> Tensor:
-        """The one-hot's gradient, since a chosen embedding is its one-hot times the table; clipped to [-1, 1]."""
-        return (gradient @ self.table.T).clamp_(-1, 1)
-
-    def settle(self, x: Tensor) -> Tensor:
-        return project_to_simplex(x)
-
-    def answer(self, x: Tensor) -> Tensor:
+    def answer(self, vocabulary: Vocabulary, x: Tensor) -> Tensor:
+        """The most likely tokens."""
         return x.argmax(1)
 
 
-def project_to_simplex(x: Tensor) -> Tensor:
+def sample(u: Tensor, uniform: Tensor) -> Tensor:
+    """A token [m] of each row of probabilities u [m, v], by the inverse of its distribution function.
+
+    >>> sample(torch.tensor([[0.5, 0.0, 0.5]] * 3), torch.tensor([0.0, 0.49, 0.5])).tolist()
+    [0, 0, 2]
+    """
+    steps = u.double().cumsum(1)
+    return torch.searchsorted(steps, uniform[:, None] * steps[:, -1:], right=True)[:, 0].clamp(max=u.shape[1] - 1)
+
+
+def project_simplex(x: Tensor) -> Tensor:
     """The nearest point of {u >= 0, sum u = 1} to each row: u = max(x - s, 0) with the one s that makes the sum 1.
 
     Newton's method on s from below (Michelot 1986): the mean excess of the positive entries is taken off until none
@@ -95,7 +93,7 @@ def project_to_simplex(x: Tensor) -> Tensor:
     Args:
         x: [m, v].
 
-    >>> project_to_simplex(torch.tensor([[0.5, 1.5, -3.0], [0.2, 0.3, 0.5]])).tolist()
+    >>> project_simplex(torch.tensor([[0.5, 1.5, -3.0], [0.2, 0.3, 0.5]])).tolist()
     [[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]
     """
     positive = torch.ones_like(x, dtype=torch.bool)

@@ -30,8 +30,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
-from attacks import denoising
 from attacks.descent import Models, Slot, Steps, descend
+
+from attacks import denoising
 from attacks.evolution import Ids, Losses, Memo, run
 from attacks.p4d import P4D
 from attacks.pairs import TextPairs

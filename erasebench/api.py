@@ -1,4 +1,4 @@
-"""Python's way to what the command does: ``erasebench.run(method="uce", concept="cat")``, ``erasebench.results()``.
+"""Python's way to what the command does: ``erasebench.run(method="uce", concept="cat")`` and ``erasebench.results()``.
 
 Runs are composed, checked, named and stored exactly as on the command line; nothing of Hydra is left behind, so both
 work in notebooks and within other Hydra programs.

@@ -53,7 +53,13 @@ class Method(Protocol):
         ``shapes``: the model's tensors as in ``diffusion.headers.folder_shapes``; empty if it is not on this disk.
         """
 
-    def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline: ...
+    def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
+        """A pipeline without the concept, a fork of ``pipe``; what cannot be read off its weights is handed over on it.
+
+        ``guide``: an erasure that lives in the sampler, see :class:`Guide`. ``edit_matrix``: T [d, d] float64 where the
+        whole edit is W -> W T in every cross-attention key and value; it is stored in place of the changed weights.
+        """
+        ...
 
 
 class Guide(Protocol):

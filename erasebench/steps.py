@@ -91,10 +91,9 @@ def _erase(
             erased = method.erase(model, concept)
             cost = {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
             cost |= {f"{name}_evaluations": number for name, number in asdict(spent).items()}
-            matrix = method.matrix(model, concept) if hasattr(method, "matrix") else None
         how = {"method": node, "concept": concept_node, "model": cell.model_hash, "cost": cost}
         how["intact"] = erased is model  # the pipeline it was given: it says itself that it erases nothing
-        erasures.save(folder, erased, model, matrix, **how, **base)
+        erasures.save(folder, erased, model, **how, **base)
 
     record["cached"] &= store.read_manifest(cell.root / "cache" / "erase" / key) is not None
     folder = store.step(cell.root, "erase", key, make)

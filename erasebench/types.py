@@ -33,6 +33,18 @@ ERASED_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "attack")  # groups 
 KEPT_GROUPS: tuple[Group, ...] = ("neighbour", "unrelated", "coco")  # groups whose concept should survive
 
 
+def seed_of(*parts: object, sep: str = "\x1f") -> int:
+    """An integer in [0, 2^64) decided by the parts alone: whatever is random here starts from one, cut to its range.
+
+    Every seed of prompts, attacks, training and choices is made by this one function from what it is for, so that
+    nothing depends on the order in which things are drawn.
+
+    >>> seed_of(0, "target", 1) == seed_of("0", "target", "1") != seed_of(0, "target", 2)
+    True
+    """
+    return int.from_bytes(hashlib.sha256(sep.join(map(str, parts)).encode()).digest()[:8], "big")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Concept:
     """What is erased.

@@ -18,7 +18,6 @@ TF32 (a global switch of torch) it destroys them. Float64 on the CPU knows no su
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
@@ -32,6 +31,7 @@ from erasebench.types import Concept, Pipeline
 
 Pair = tuple[Tensor, Tensor]  # rows of a concept and, aligned with them, rows of its anchor: both [n, d] float64
 Regulariser = Literal["zero", "standard"]
+WEIGHT = "give a weight of a sum of squares"  # what every scale of an edit is
 
 
 class SharedEdit(Method, Protocol):
@@ -40,19 +40,6 @@ class SharedEdit(Method, Protocol):
     def matrix(self, pipe: Pipeline, concept: Concept) -> Tensor | None:
         """T [d, d] float64 with W_new = W T in every layer, or None where the edit differs from layer to layer."""
         ...
-
-
-def check_scale(name: str, value: float, *, positive: bool = False) -> None:
-    """Refuse a hyper-parameter that is no finite number >= 0 (> 0 if ``positive``).
-
-    >>> check_scale("uce.lamb", -0.5)
-    Traceback (most recent call last):
-    ValueError: uce.lamb must be a finite number >= 0; got -0.5; give a weight of a sum of squares
-    """
-    bound = "> 0" if positive else ">= 0"
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be a finite number {bound}; got {value!r}; give a weight of a sum of squares")
 
 
 def shared_matrix(

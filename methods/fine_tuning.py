@@ -7,7 +7,6 @@ are something else, and are trained by ``noxattn`` and ``notime``).
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from erasebench import fields, progress
 from erasebench.diffusion import apply_tensors, fork
 from erasebench.store import workspace
-from erasebench.types import Concept, Pipeline
+from erasebench.types import Concept, Pipeline, seed_of
 from methods.on_policy import Denoiser
 from methods.precision import Autocast, check_autocast
 
@@ -157,8 +156,7 @@ def generator(*key: object) -> torch.Generator:
     >>> torch.equal(a, b), torch.equal(a, c)
     (True, False)
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(seed_of(repr(key)) >> 8)
 
 
 def uniform(low: int, high: int, draw: torch.Generator) -> int:

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from erasebench.diffusion import cross_attention_projections, fork
+from erasebench.fields import choice, integer, number
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
 from methods.closed_form import (
+    WEIGHT,
     Pair,
     Regulariser,
     SharedEdit,
-    check_scale,
     derive,
     edited_weight,
     grams,
     shared_matrix,
     weight64,
 )
-from methods.text_rows import EditTexts, Pooling, check_choice
+from methods.text_rows import EditTexts, Pooling, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,29 +76,28 @@ class RECE(EditTexts, Method):
     lamb: float = 0.1
     erase_scale: float = 1.0
     preserve_scale: float = 0.1
-    pooling: Pooling = "all"
+    pooling: Pooling | Rows = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(getattr(self.start, "matrix", None)):
             raise ValueError(f"start must be a closed-form edit; got {self.start!r}; give one such as methods.uce.UCE")
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
-            raise ValueError(f"epochs must be an integer >= 0; got {self.epochs!r}; the paper uses 1 to 3")
-        check_choice("regulariser", self.regulariser, get_args(Regulariser))
-        check_scale("lamb", self.lamb, positive=True)
+        integer("epochs", self.epochs, least=0, hint="the paper uses 1 to 3")
+        choice("regulariser", self.regulariser, get_args(Regulariser))
+        number("lamb", self.lamb, above=0, hint=WEIGHT)
         for name in ("regular_scale", "erase_scale", "preserve_scale"):
-            check_scale(name, getattr(self, name))
+            number(name, getattr(self, name), least=0, hint=WEIGHT)
 
     def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """A ValueError, before any weight is loaded, if an anchor of this or of the start is the concept itself."""
         super().check(concept, shapes)
-        if hasattr(self.start, "check"):
-            self.start.check(concept, shapes)
+        self.start.check(concept, shapes)
 
     @torch.no_grad()
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its edited weights with ``pipe``."""
-        total, edited = self.matrix(pipe, concept), pipe
+        shared, edited = self.matrix(pipe, concept), pipe
+        total = shared
         if total is None:
             edited = self.start.erase(pipe, concept)
             square, cross = grams(zip(_weights(edited), _weights(pipe), strict=True))
@@ -106,6 +106,7 @@ class RECE(EditTexts, Method):
         erased = fork(edited)
         for layer in cross_attention_projections(erased).values():
             layer.weight = edited_weight(layer, total)
+        erased.edit_matrix = shared
         return erased
 
     @torch.no_grad()

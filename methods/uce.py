@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from erasebench.diffusion import cross_attention_projections, fork
+from erasebench.fields import choice, flag, number
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.closed_form import Pair, check_scale, edited_weight, shared_matrix, tensor_matrices, weight64
-from methods.text_rows import EditTexts, check_choice
+from methods.closed_form import WEIGHT, Pair, edited_weight, shared_matrix, tensor_matrices, weight64
+from methods.text_rows import EditTexts
 
 OBJECT_PROMPTS = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
 STYLE_PROMPTS = ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}")
@@ -64,25 +66,25 @@ class UCE(EditTexts, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("technique", self.technique, ("replace", "tensor"))
-        check_scale("lamb", self.lamb, positive=True)
-        check_scale("erase_scale", self.erase_scale)
+        choice("technique", self.technique, ("replace", "tensor"))
+        number("lamb", self.lamb, above=0, hint=WEIGHT)
+        number("erase_scale", self.erase_scale, least=0, hint=WEIGHT)
         if self.preserve_scale is not None:
-            check_scale("preserve_scale", self.preserve_scale)
+            number("preserve_scale", self.preserve_scale, least=0, hint=WEIGHT)
+        flag("expand_prompts", self.expand_prompts)
 
     @torch.no_grad()
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its edited weights with ``pipe``."""
-        pairs, kept, scales = self._problem(pipe, concept)
-        erased = fork(pipe)
+        shared, erased = self.matrix(pipe, concept), fork(pipe)
         layers = list(cross_attention_projections(erased).values())
-        edits: Iterable[Tensor]
-        if self.technique == "tensor":
+        edits: Iterable[Tensor] = repeat(shared, len(layers))
+        if shared is None:
+            pairs, kept, scales = self._problem(pipe, concept)
             edits = tensor_matrices(map(weight64, layers), pairs, kept, **scales)
-        else:
-            edits = [shared_matrix(pairs, kept, **scales)] * len(layers)
         for layer, edit in zip(layers, edits, strict=True):
             layer.weight = edited_weight(layer, edit)
+        erased.edit_matrix = shared
         return erased
 
     @torch.no_grad()

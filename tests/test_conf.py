@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from erasebench import cell as cell  # registers ${labels:}
@@ -44,24 +44,57 @@ def test_every_concept_builds_under_its_own_name(concept):
 
 def test_the_embedded_model_takes_its_own_recipe_and_the_paper_s_is_one_override_away():
     assert config("method=uce").recipe == "uce_emoji"
-    assert config("method=rece", "attack=ringabell").budget == "ringabell_emoji"
+    cfg = config("method=rece", "attack=ringabell")
+    assert cfg.budget == cfg.strength == "ringabell_emoji"
+    assert config("attack=ringabell", "strength=paper").attack.eta == 3.0
     literal = config("method=uce", "recipe=paper")
     assert literal.recipe == "paper" and literal.method.pooling == "last+pad"
     assert config("method=uce", "model=sd14").recipe == "paper"
 
 
-def test_recipes_and_budgets_name_existing_methods_and_attacks():
-    known = {"recipe": options("method"), "budget": options("attack")}
+def test_recipes_strengths_and_budgets_name_existing_methods_and_attacks():
+    known = {"recipe": options("method"), "strength": options("attack"), "budget": options("attack")}
     for group, stems in known.items():
         for stem in set(options(group)) - {"paper"}:
             assert any(stem.startswith(f"{name}_") for name in stems), Path(group) / stem
+
+
+def of_attacks(group: str) -> list[tuple[str, str]]:
+    """(file, attack) of every yaml of a group that is written for a model."""
+    pairs = [(stem, stem.rpartition("_")[0]) for stem in options(group) if stem != "paper"]
+    assert pairs and all(attack in options("attack") for _, attack in pairs)
+    return pairs
+
+
+def changed(group: str, stem: str) -> tuple[set[str], set[str]]:
+    """The attack's fields that a yaml sets, and those that composing it really changes; the file must name itself."""
+    node = OmegaConf.load(conf_folder() / group / f"{stem}.yaml")
+    assert set(node) == {group, "attack"} and node[group] == stem
+    attack, others = f"attack={stem.rpartition('_')[0]}", {"strength", "budget"} - {group}
+    papers = [f"{other}=paper" for other in others]
+    with_, without = (config(attack, *papers, *more).attack for more in ((f"{group}={stem}",), (f"{group}=paper",)))
+    return set(node.attack), {key for key in with_ if with_[key] != without[key]}
+
+
+@pytest.mark.parametrize(("stem", "attack"), of_attacks("budget"))
+def test_a_budget_changes_what_its_attack_spends_and_nothing_else(stem, attack):
+    kind = get_class(config(f"attack={attack}").attack._target_)
+    named, different = changed("budget", stem)
+    assert named <= set(kind.spends) and different
+
+
+@pytest.mark.parametrize(("stem", "attack"), of_attacks("strength"))
+def test_a_strength_changes_nothing_that_its_attack_spends(stem, attack):
+    kind = get_class(config(f"attack={attack}").attack._target_)
+    named, different = changed("strength", stem)
+    assert not named & set(kind.spends) and different
 
 
 @pytest.mark.parametrize("overrides", [(), ("budget=paper",), ("model=sd14",)], ids=["emoji", "paper", "sd14"])
 def test_controls_judge_as_many_images_as_the_attacks_they_stand_beside(overrides):
     def spent(attack: str) -> int:
         node = config(f"attack={attack}", *overrides).attack
-        return node.queries if "queries" in node else 1 + instantiate(node, _convert_="all").schedule()[0]
+        return node.queries if "queries" in node else 1 + instantiate(node, _convert_="all").rounds
 
     controls = {attack: spent(attack) for attack in ("random_prefix", "reseed", "best_of_n")}
     assert controls == dict.fromkeys(controls, spent("unlearndiffatk")) == dict.fromkeys(controls, spent("p4d"))

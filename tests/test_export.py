@@ -58,7 +58,7 @@ def uce_run(tmp_path_factory):
 def test_a_shared_matrix_is_all_that_is_stored_and_gives_every_bit(make_pipe, tmp_path, method, dtype):
     pipe = make_pipe(dtype=dtype)
     erased = method.erase(pipe, CAT)
-    erasures.save(tmp_path, erased, pipe, method.matrix(pipe, CAT), method={})
+    erasures.save(tmp_path, erased, pipe, method={})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["erasure.json", "matrix.safetensors"]
     back = erasures.load(tmp_path, pipe)
     assert diffusion.fingerprint(back) == diffusion.fingerprint(erased) != diffusion.fingerprint(pipe)
@@ -66,16 +66,24 @@ def test_a_shared_matrix_is_all_that_is_stored_and_gives_every_bit(make_pipe, tm
 
 def test_a_matrix_that_is_not_quite_the_edit_is_not_believed(tiny_pipe, tmp_path):
     erased = UCE().erase(tiny_pipe, CAT)
-    wrong = UCE().matrix(tiny_pipe, CAT)
-    wrong[0, 0] += 1e-3
-    erasures.save(tmp_path, erased, tiny_pipe, wrong)
+    erased.edit_matrix[0, 0] += 1e-3
+    erasures.save(tmp_path, erased, tiny_pipe)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["changed.safetensors", "erasure.json"]
     assert diffusion.fingerprint(erasures.load(tmp_path, tiny_pipe)) == diffusion.fingerprint(erased)
 
 
 @pytest.mark.parametrize("method", [UCE(technique="tensor"), RECE(start=UCE(technique="tensor"), epochs=1)])
 def test_edits_that_differ_from_layer_to_layer_have_no_matrix(tiny_pipe, method):
-    assert method.matrix(tiny_pipe, CAT) is None
+    assert method.matrix(tiny_pipe, CAT) is None and method.erase(tiny_pipe, CAT).edit_matrix is None
+
+
+def test_the_matrix_is_computed_once_and_a_fork_that_may_be_edited_again_has_none(tiny_pipe, tmp_path, monkeypatch):
+    calls, solve = [], torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda *a: calls.append(1) or solve(*a))
+    erased = UCE().erase(tiny_pipe, CAT)
+    erasures.save(tmp_path, erased, tiny_pipe)
+    assert len(calls) == 1 and (tmp_path / "matrix.safetensors").exists()
+    assert not hasattr(diffusion.fork(erased), "edit_matrix")
 
 
 def test_a_run_stores_the_matrix_and_rebuilds_the_same_weights(uce_run, embedded):

@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from attacks import denoising
-from attacks.p4d import P4D, Nearest, P4DOriginal
+from attacks import denoising, free_tokens
+from attacks.free_tokens import Vocabulary
+from attacks.p4d import P4D, P4DOriginal, random_tokens
+from attacks.p4d import nearest as nearest_tokens
+from attacks.side_by_side import Batch, Slot
 from erasebench import diffusion
 from erasebench.types import Concept, Prompt
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded, check_the_whole_protocol
@@ -39,34 +42,45 @@ def nearest(x: torch.Tensor, table: torch.Tensor) -> int:
 def test_projection_is_the_brute_force_nearest_neighbour_by_cosine():
     g = torch.Generator().manual_seed(0)
     table, x = torch.randn(200, 6, generator=g).double() * torch.rand(200, 1, generator=g), torch.randn(30, 6).double()
-    found = Nearest(table, F.normalize(table, dim=1)).answer(x)
+    found = nearest_tokens(Vocabulary(torch.arange(200), table), x)
     assert found.tolist() == [nearest(row, table) for row in x]
     by_distance = torch.cdist(x, table).argmin(1)
     assert (by_distance != found).any()  # lengths do not count, as in P4D
 
 
 def test_tokens_are_their_own_nearest_neighbours_and_start_at_tokens(pipe):
-    table = denoising.Vocabulary.of(pipe).table
-    tokens = Nearest(table, F.normalize(table, dim=1))
-    assert torch.equal(tokens.answer(table), torch.arange(len(table)))
-    x = tokens.start(5, denoising.generator(1))
-    assert torch.equal(table[tokens.answer(x)], x) and torch.equal(x, tokens.start(5, denoising.generator(1)))
-    assert not torch.equal(x, tokens.start(5, denoising.generator(2)))
+    tokens = Vocabulary.of(pipe)
+    assert torch.equal(nearest_tokens(tokens, tokens.table), torch.arange(len(tokens.table)))
+    x = random_tokens(tokens, 5, denoising.generator(1))
+    assert torch.equal(tokens.table[nearest_tokens(tokens, x)], x)
+    assert torch.equal(x, random_tokens(tokens, 5, denoising.generator(1)))
+    assert not torch.equal(x, random_tokens(tokens, 5, denoising.generator(2)))
+
+
+@torch.enable_grad()
+def distilled(pipe, erased, layout, text, tokens):
+    """Loss of P4D at some embeddings in the free places, and its gradient, at t = 300."""
+    prompt = Prompt(id="0", text=text)
+    x = tokens.clone().requires_grad_()
+    slot = Slot(0, prompt, layout, torch.zeros(4, 8, 8).double(), x, {"forward": 0, "backward": 0, "gradient": "none"})
+    batch = Batch(erased, pipe, Vocabulary.of(erased), [slot], 0)
+    x_t, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([300])
+    leaf = tokens.clone().requires_grad_()
+    losses = (batch.predict(x_t, t, leaf) - batch.predict_original(x_t, t)).square().mean((1, 2, 3))
+    batch.backward(losses, leaf)
+    return losses.item(), x.grad
 
 
 def test_gradient_of_the_distilling_loss_by_finite_differences(pipe, erased):
-    vocabulary = denoising.Vocabulary.of(erased)
-    stack = denoising.Stack.of([denoising.lay_out(pipe.tokenizer, [5, 6, 7], [0, 2])], torch.device("cpu"))
-    x_t, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([300])
-    goal = denoising.predict(pipe, x_t, t, diffusion.encode(pipe, ["a cat"]))
-    tokens = vocabulary.table[[9, 10]] + 0.01
-    _, slope = denoising.gradient(erased, stack, tokens, x_t, t, goal)
+    layout = free_tokens.lay_out(pipe.tokenizer, [5, 6, 7], [0, 2])
+    tokens = Vocabulary.of(erased).table[[9, 10]] + 0.01
+    _, slope = distilled(pipe, erased, layout, "a cat", tokens)
     for row, column in ((0, 0), (1, 17)):
         ends = []
         for sign in (1, -1):
             moved = tokens.clone()
             moved[row, column] += sign * 1e-5
-            ends.append(denoising.gradient(erased, stack, moved, x_t, t, goal)[0].item())
+            ends.append(distilled(pipe, erased, layout, "a cat", moved)[0])
         assert slope[row, column].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-12)
 
 
@@ -118,7 +132,7 @@ def check_against(pipe, erased, attack, prompt, words, rounds, optimiser):
 
 def test_p4d_is_a_plain_loop_with_torch_s_adam(pipe, erased):
     attack, prompt = P4D(**GRID, seed=1, lr=0.05), PROMPTS[1]
-    words = [None] * 3 + denoising.prompt_tokens(pipe.tokenizer, prompt.text)
+    words = [None] * 3 + free_tokens.prompt_tokens(pipe.tokenizer, prompt.text)
     adam = lambda x: torch.optim.Adam(x, lr=0.05, weight_decay=0.1)  # noqa: E731
     texts = check_against(pipe, erased, attack, prompt, words, [[10] * 3, [500] * 3], adam)
     assert texts[0] != texts[1]  # the steps were long enough to reach another token
@@ -132,7 +146,7 @@ def test_p4d_n_is_a_plain_loop_with_torch_s_adamw_at_random_timesteps(pipe, eras
 
 def test_p4d_k_is_a_plain_loop_with_a_free_token_before_every_third(pipe, erased):
     attack, prompt = P4DOriginal(**RANDOM, variant="k"), PROMPTS[2]
-    ids = denoising.prompt_tokens(pipe.tokenizer, prompt.text)
+    ids = free_tokens.prompt_tokens(pipe.tokenizer, prompt.text)
     words = [None]
     for i, token in enumerate(ids):
         words += [token] + [None] * (i % 3 == 2)
@@ -149,12 +163,10 @@ def test_the_whole_protocol(pipe, erased, tmp_path, attack):
 
 def test_against_the_original_itself_p4d_has_nothing_to_learn_at_the_prompt(pipe):
     """With no erasure and the free tokens where they are, loss and gradient are what distance the tokens make."""
-    stack = denoising.Stack.of([denoising.lay_out(pipe.tokenizer, [], [0, 1, 2])], torch.device("cpu"))
-    ids = denoising.prompt_tokens(pipe.tokenizer, "cat")
-    x_t, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([300])
-    goal = denoising.predict(pipe, x_t, t, diffusion.encode(pipe, ["cat"]))
-    losses, slope = denoising.gradient(pipe, stack, diffusion.token_table(pipe)[ids], x_t, t, goal)
-    assert losses.item() == pytest.approx(0, abs=1e-20) and slope.abs().max() < 1e-12
+    layout = free_tokens.lay_out(pipe.tokenizer, [], [0, 1, 2])
+    ids = free_tokens.prompt_tokens(pipe.tokenizer, "cat")
+    loss, slope = distilled(pipe, pipe, layout, "cat", diffusion.token_table(pipe)[ids].detach())
+    assert loss == pytest.approx(0, abs=1e-20) and slope.abs().max() < 1e-12
 
 
 def test_free_tokens_of_the_k_variant_stand_where_the_paper_puts_them():
@@ -164,7 +176,7 @@ def test_free_tokens_of_the_k_variant_stand_where_the_paper_puts_them():
 
 def test_the_longest_prompt_that_fits_beside_its_free_tokens_is_kept(pipe):
     cut, short = P4DOriginal(variant="k")._fit(pipe, Prompt(id="0", text="y " * 90), CAT)
-    n = len(denoising.prompt_tokens(pipe.tokenizer, cut.text))
+    n = len(free_tokens.prompt_tokens(pipe.tokenizer, cut.text))
     assert short and n + n // 3 + 1 <= 75 < (n + 1) + (n + 1) // 3 + 1
     assert P4DOriginal(variant="n")._fit(pipe, Prompt(id="0", text="y " * 90), CAT)[1] is False
 
@@ -191,7 +203,7 @@ def test_the_yamls_are_the_papers_and_their_keys_are_the_fields(name, made):
     [
         (lambda: P4D(tokens=0), "tokens must"),
         (lambda: P4D(timesteps=()), "timesteps must"),
-        (lambda: P4DOriginal(variant="x"), "variant must be n or k"),
+        (lambda: P4DOriginal(variant="x"), "variant must be one of n, k"),
         (lambda: P4DOriginal(query_every=7), "query_every must divide iterations; got 7 and 3000"),
         (lambda: P4DOriginal(every=0), "every must"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from attacks.pairs import CsvPairs, SavedVector, TextPairs, concept_vector
+from attacks.pairs import ByConcept, CsvPairs, SavedVector, TextPairs, concept_vector
 from erasebench import cell as cell  # registers ${labels:}
 from erasebench import diffusion
 from erasebench.types import Concept, Prompt
@@ -81,14 +82,14 @@ def test_broken_csv_files_are_refused_before_any_weight_is_loaded(tmp_path, cont
     file = tmp_path / "pairs.csv"
     file.write_bytes(content)
     with pytest.raises(ValueError) as error:
-        CsvPairs(path=str(file), columns=("with", "without"))
+        CsvPairs(path=str(file), columns=("with", "without")).check(CAT)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_files_are_named():
     for source in (CsvPairs, SavedVector):
-        with pytest.raises(FileNotFoundError, match="nowhere is not a file"):
-            source(path="nowhere")
+        with pytest.raises(FileNotFoundError, match="nowhere must be a file; got nothing"):
+            source(path="nowhere").check(CAT)
 
 
 def test_saved_vectors_are_loaded_and_must_fit_the_encoder(tmp_path, tiny_pipe):
@@ -113,7 +114,7 @@ def test_saved_vectors_are_loaded_and_must_fit_the_encoder(tmp_path, tiny_pipe):
 def test_other_arrays_are_refused(tmp_path, array, message):
     np.save(tmp_path / "bad.npy", array, allow_pickle=True)
     with pytest.raises(ValueError, match=message):
-        SavedVector(path=str(tmp_path / "bad.npy"))
+        SavedVector(path=str(tmp_path / "bad.npy")).check(CAT)
 
 
 published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published vectors and pairs are not here")
@@ -144,7 +145,7 @@ def attack(*overrides: str):
 )
 def test_ringabell_takes_the_published_vectors_through_its_yaml(make_wide, name, variant, tokens):
     path = PUBLISHED / "ringabell" / f"{name}_vector.npy"
-    small = ["budget=paper", "attack.population=2", "attack.generations=1"]
+    small = ["strength=paper", "budget=paper", "attack.population=2", "attack.generations=1"]
     made = attack(f"attack={variant}", "attack/vector=npy", f"attack.vector.path={path}", *small)
     (found,) = made.attack(make_wide, make_wide, [Prompt(id="0", text="a photo")], CAT, None)
     assert found.info["tokens"] == tokens and found.group == "attack"
@@ -183,3 +184,52 @@ def test_ringabell_takes_the_published_pairs_through_its_yaml(tiny_pipe, file, o
 def make_wide(make_pipe):
     """A pipeline whose text encoder has Stable Diffusion 1's shape, 77 rows of 768."""
     return make_pipe(width=768)
+
+
+# --- what a model brings ---
+
+
+def test_the_embedded_model_brings_its_own_pairs_whatever_the_strength():
+    for overrides in ((), ("strength=paper", "budget=paper"), ("concept=car",)):
+        for variant in ("ringabell", "ringabell_k38", "ringabell_soft"):
+            assert isinstance(attack(f"attack={variant}", *overrides).vector, TextPairs)
+
+
+@pytest.mark.parametrize("variant", ["ringabell", "ringabell_k77", "ringabell_soft"])
+def test_stable_diffusion_takes_what_is_published_for_the_concept_and_nothing_of_the_embedded_world(variant):
+    made = attack(f"attack={variant}", "model=sd14", "concept=nudity")
+    assert "noto" not in str(made) and set(made.vector.sources) == {"nudity", "van_gogh", "violence", "car"}
+    nudity = Concept(name="nudity", kind="unsafe", phrases=("nudity",))
+    with pytest.raises(
+        FileNotFoundError, match=r"fetch dataset/nudity-ring-a-bell.csv of .*, or use attack/vector=csv"
+    ):
+        made.check(nudity)
+    with pytest.raises(ValueError, match=r"attack.vector must be given for 'church', .*use attack/vector=csv") as error:
+        made.check(Concept(name="church", phrases=("church",)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_brings_nothing_is_told_what_to_give():
+    for variant in ("ringabell", "ringabell_soft"):
+        made = attack(f"attack={variant}", "~attack.vector")
+        with pytest.raises(
+            ValueError, match=r"attack.vector must be given.*use attack/vector=csv attack.vector.path=FILE"
+        ):
+            made.check(CAT)
+
+
+@published
+@pytest.mark.parametrize(("concept", "folder"), [("van_gogh", "rece"), ("violence", "ringabell"), ("car", "ringabell")])
+def test_what_is_published_is_read_for_its_own_concept_only(concept, folder):
+    made = attack("attack=ringabell", "model=sd14")
+    source = made.vector.sources[concept]
+    file = PUBLISHED / folder / Path(source.path).name
+    one = ByConcept(sources={**made.vector.sources, concept: replace(source, path=str(file))})
+    replace(made, vector=one).check(Concept(name=concept, phrases=(concept,)))
+
+
+def test_a_source_of_one_concept_makes_the_vector_of_that_concept(tiny_pipe):
+    sources = {"cat": TextPairs(pairs=(("a {}", "a"),)), "ink": TextPairs(pairs=(("{} art", "art"),))}
+    found = ByConcept(sources=sources)
+    for concept in (CAT, INK):
+        assert torch.equal(found.vector(tiny_pipe, concept), sources[concept.name].vector(tiny_pipe, concept))

@@ -16,6 +16,7 @@ from erasebench.types import Concept
 from methods.closed_form import derive, grams, weight64
 from methods.none import NoErasure
 from methods.rece import RECE
+from methods.template_rows import TemplateRows
 from methods.uce import UCE
 
 reference = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_edits.py"))))
@@ -140,7 +141,7 @@ def test_only_keys_and_values_of_cross_attention_change(tiny_pipe, technique):
 
 
 def test_templates_are_re_edited_with_the_same_preserved_rows(tiny_pipe):
-    rows = {"pooling": "templates", "templates": ("a {} here",), "preserve_templates": ("{}",), "anchor": None}
+    rows = {"pooling": TemplateRows(templates=("a {} here",), preserve_templates=("{}",)), "anchor": None}
     strong = {"lamb": 0.1, "erase_scale": 100.0, "preserve_scale": 1000.0}
     method = RECE(start=UCE(**rows, **strong), epochs=1, **rows, **strong)
     erased = method.erase(tiny_pipe, CAT)

@@ -7,6 +7,7 @@ import torch
 
 from erasebench.diffusion import encode
 from erasebench.types import Concept
+from methods.template_rows import TemplateRows
 from methods.text_rows import EditTexts
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog", preserve=("fox", "Cat", " KITTY "))
@@ -59,9 +60,8 @@ def test_all_takes_every_row_one_to_one(tiny_pipe):
 
 def test_templates_run_from_the_subject_to_some_padding_and_are_means(tiny_pipe):
     templates = ("a {} on red", "{}")
-    (one, two), gram = pooled(
-        tiny_pipe, [("cat", "ox")], kept=["fox"], pooling="templates", templates=templates, pads=2
-    )
+    rows = TemplateRows(templates=templates, pads=2)
+    (one, two), gram = pooled(tiny_pipe, [("cat", "ox")], kept=["fox"], pooling=rows)
     # "a cat on red": start + 9 letters, the t is row 4, the end of text row 10, two paddings after it
     first = (states(tiny_pipe, "a cat on red")[4:13], states(tiny_pipe, "a ox on red")[3:12])
     second = (states(tiny_pipe, "cat")[3:7], states(tiny_pipe, "ox")[2:6])
@@ -74,19 +74,19 @@ def test_templates_run_from_the_subject_to_some_padding_and_are_means(tiny_pipe)
 
 
 def test_the_empty_anchor_in_a_template_starts_at_the_word_before_it(tiny_pipe):
-    [(_, a)], _ = pooled(tiny_pipe, [("cat", "")], pooling="templates", templates=["a {} on red"], pads=0)
+    [(_, a)], _ = pooled(tiny_pipe, [("cat", "")], pooling=TemplateRows(templates=["a {} on red"], pads=0))
     same(a * len(a) ** 0.5, states(tiny_pipe, "a  on red")[1:8])
 
 
 def test_templates_longer_than_the_encoder_are_cut(tiny_pipe):
     long = "{} " + "x" * 90
-    [(c, a)], _ = pooled(tiny_pipe, [("cat", "a")], pooling="templates", templates=[long])
+    [(c, a)], _ = pooled(tiny_pipe, [("cat", "a")], pooling=TemplateRows(templates=[long]))
     assert len(c) == len(a) == 77 - 3
 
 
 def test_a_template_that_glues_letters_to_the_concept_is_refused(tiny_pipe):
     with pytest.raises(ValueError, match="apart by spaces; got 'two cats'"):
-        pooled(tiny_pipe, [("cat", "dog")], pooling="templates", templates=["two {}s"])
+        pooled(tiny_pipe, [("cat", "dog")], pooling=TemplateRows(templates=["two {}s"]))
 
 
 def test_preserved_rows_do_not_depend_on_the_batch(tiny_pipe):
@@ -111,13 +111,12 @@ def test_preserved_texts_never_name_the_concept():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pooling": "mean"}, "pooling must be one of last\\+pad, last, all, templates; got 'mean'"),
+        ({"pooling": "mean"}, "pooling must be one of last\\+pad, last, all; got 'mean'"),
         ({"phrases": "some"}, "phrases must be one of name, all"),
-        ({"pooling": "templates"}, "templates must not be empty"),
-        ({"templates": ["no slot"]}, "template must hold one '{}'"),
-        ({"preserve_templates": ["{} and {}"]}, "template must hold one '{}'"),
+        ({"pooling": "templates"}, "pooling must be one of last\\+pad, last, all; got 'templates'"),
+        ({"pooling": {"templates": ["{}"]}}, "pooling must be one of"),
+        ({"concept_preserve": "no"}, "concept_preserve must be true or false"),
         ({"preserve": "fox"}, "preserve must be a list of texts; got 'fox'"),
-        ({"pads": -1}, "pads must be an integer >= 0"),
     ],
 )
 def test_bad_fields_are_refused_before_anything_is_loaded(fields, message):
@@ -125,5 +124,35 @@ def test_bad_fields_are_refused_before_anything_is_loaded(fields, message):
         EditTexts(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"templates": []}, r"templates must hold at least 1 text; got \[\]; add '\{\}' for the bare text"),
+        ({"templates": ["no slot"]}, "templates must hold one '{}' each"),
+        ({"preserve_templates": ["{} and {}"]}, "preserve_templates must hold one '{}' each"),
+        ({"templates": "a {}"}, "templates must be a list of texts"),
+        ({"pads": -1}, "pads must be an integer >= 0"),
+    ],
+)
+def test_bad_template_rows_are_refused_before_anything_is_loaded(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TemplateRows(**{"templates": ["{}"], **fields})
+
+
 def test_lists_become_tuples():
-    assert EditTexts(preserve=["a"], templates=["{}"]).templates == ("{}",)
+    assert EditTexts(preserve=["a"]).preserve == ("a",)
+    assert TemplateRows(templates=["{}"]).templates == ("{}",)
+
+
+def test_a_stranger_s_rows_take_the_place_of_a_pooling(tiny_pipe):
+    class FirstTwo:
+        def pairs(self, pipe, pairs):
+            return [(states(pipe, c)[:2], states(pipe, a)[:2]) for c, a in pairs]
+
+        def gram(self, pipe, texts):
+            return sum(states(pipe, text)[:2].T @ states(pipe, text)[:2] for text in texts)
+
+    [(c, a)], gram = pooled(tiny_pipe, [("cat", "dog")], kept=["fox"], pooling=FirstTwo())
+    same(c, states(tiny_pipe, "cat")[:2])
+    same(gram, states(tiny_pipe, "fox")[:2].T @ states(tiny_pipe, "fox")[:2])
+    assert a.shape == (2, 32)

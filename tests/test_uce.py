@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from erasebench.diffusion import changed_tensors, cross_attention_projections, encode
 from erasebench.types import Concept
 from methods.rece import RECE
+from methods.template_rows import TemplateRows
 from methods.uce import UCE
 
 reference = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_edits.py"))))
@@ -139,9 +140,9 @@ def test_half_precision_models_keep_their_dtype(make_pipe, dtype):
         assert layer.weight.dtype == dtype and torch.isfinite(layer.weight).all()
 
 
-@pytest.mark.parametrize("pooling", ["last+pad", "last", "templates"])
+@pytest.mark.parametrize("pooling", ["last+pad", "last", TemplateRows(templates=("a {} here",))], ids=str)
 def test_sdxl_is_edited_through_both_text_encoders(tiny_xl_pipe, pooling):
-    erased = UCE(pooling=pooling, templates=("a {} here",), anchor=None).erase(tiny_xl_pipe, CAT)
+    erased = UCE(pooling=pooling, anchor=None).erase(tiny_xl_pipe, CAT)
     assert len(changed_tensors(erased, tiny_xl_pipe)) == len(cross_attention_projections(tiny_xl_pipe))
 
 
@@ -150,6 +151,14 @@ def test_a_model_with_broken_weights_is_an_error_not_a_result(make_pipe):
     next(iter(cross_attention_projections(pipe).values())).weight[0, 0] = float("nan")
     with pytest.raises(ArithmeticError, match="must be finite"):
         UCE().erase(pipe, CAT)
+
+
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf"), "0.5", True])
+def test_scales_must_be_finite_numbers_not_below_zero(value):
+    for name in ("erase_scale", "preserve_scale"):
+        with pytest.raises(ValueError, match=rf"^{name} must be a finite number >= 0; got"):
+            UCE(**{name: value})
+        assert UCE(**{name: 0})
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.optimize import minimize
 
-from attacks import denoising
-from attacks.descent import adam
-from attacks.unlearndiffatk import Simplex, UnlearnDiffAtk, project_to_simplex
+from attacks import denoising, free_tokens
+from attacks.side_by_side import Batch, Slot
+from attacks.unlearndiffatk import UnlearnDiffAtk, project_simplex, sample
 from erasebench import diffusion
 from erasebench.report.checks import search_flags
 from erasebench.types import Concept, Prompt
@@ -46,7 +46,7 @@ def by_sorting(row: np.ndarray) -> np.ndarray:
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=40), st.floats(0.01, 100))
 def test_projection_is_the_sorting_algorithm(values, scale):
     row = np.array(values) * scale
-    found = project_to_simplex(torch.tensor(np.stack([row, row[::-1]])))
+    found = project_simplex(torch.tensor(np.stack([row, row[::-1]])))
     np.testing.assert_allclose(found[0], by_sorting(row), atol=1e-9 * scale + 1e-12)
     np.testing.assert_allclose(found[1].flip(0), found[0], atol=1e-9 * scale)
 
@@ -58,59 +58,52 @@ def test_projection_is_the_nearest_point_a_general_solver_finds():
             lambda u, row=row: ((u - row) ** 2).sum(), np.full(6, 1 / 6), bounds=[(0, 1)] * 6, method="SLSQP",
             constraints={"type": "eq", "fun": lambda u: u.sum() - 1}, options={"ftol": 1e-14, "maxiter": 500},
         )  # fmt: skip
-        np.testing.assert_allclose(project_to_simplex(torch.tensor(row[None]))[0], solved.x, atol=1e-6)
+        np.testing.assert_allclose(project_simplex(torch.tensor(row[None]))[0], solved.x, atol=1e-6)
 
 
 def test_projection_of_a_real_vocabulary_in_float32_sums_to_one():
     x = torch.full((5, 49408), 1 / 49408) + 0.01 * torch.randn(5, 49408, generator=torch.Generator().manual_seed(0))
-    found = project_to_simplex(x)
+    found = project_simplex(x)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(found[0], by_sorting(x[0].double().numpy()), atol=1e-6)
-    assert torch.equal(project_to_simplex(found.clone()).argmax(1), found.argmax(1))
-
-
-def test_straight_through_gradient_is_that_of_the_one_hot_matrix():
-    g = torch.Generator().manual_seed(0)
-    table, chosen = torch.randn(9, 4, generator=g, dtype=torch.float64), torch.tensor([2, 7])
-    loss = lambda e: 0.1 * (e.square().sum(1) * torch.tensor([1.0, 9.0])).sum()  # noqa: E731
-    hot = torch.nn.functional.one_hot(chosen, 9).double().requires_grad_()
-    (brute,) = torch.autograd.grad(loss(hot @ table), hot)
-    leaf = table[chosen].requires_grad_()
-    (slope,) = torch.autograd.grad(loss(leaf), leaf)
-    torch.testing.assert_close(Simplex(table).pull(slope), torch.nn.functional.hardtanh(brute))
-    assert (brute.abs() > 1).any() and (brute.abs() < 1).any()
+    assert torch.equal(project_simplex(found.clone()).argmax(1), found.argmax(1))
 
 
 def test_tokens_are_sampled_with_the_probabilities_of_their_row():
     row = torch.tensor([0.1, 0.0, 0.6, 0.3, 0.0])
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    chosen = Simplex(torch.eye(5)).choose(row.expand(1000, 5), uniform)
+    chosen = sample(row.expand(1000, 5), uniform)
     assert torch.bincount(chosen, minlength=5).tolist() == [100, 0, 600, 300, 0]
     last = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    assert Simplex(torch.eye(5)).choose(row[None], last).item() == 3
-    assert Simplex(torch.eye(5)).choose(row[None], torch.zeros(1, dtype=torch.float64)).item() == 0
+    assert sample(row[None], last).item() == 3
+    assert sample(row[None], torch.zeros(1, dtype=torch.float64)).item() == 0
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_adam_is_torch_s_for_rows_at_different_steps(decoupled):
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_prompt_that_joins_a_batch_later_has_its_own_step_and_moments(pipe, erased, kind):
     g = torch.Generator().manual_seed(0)
-    start, slopes = torch.randn(2, 5, generator=g), torch.randn(6, 2, 5, generator=g)
+    start, slopes = torch.randn(2, 1, 5, generator=g), torch.randn(6, 2, 5, generator=g)
     expected = []
-    for row, first in ((0, 0), (1, 3)):  # the second row joins three steps later
+    for row, first in ((0, 0), (1, 3)):  # the second prompt joins three rounds later
         x = start[row].clone().requires_grad_()
-        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
         optimiser = kind([x], lr=0.01, weight_decay=0.1)
         for i in range(first, 6):
-            x.grad = slopes[i, row].clone()
+            x.grad = slopes[i, row : row + 1].clone()
             optimiser.step()
         expected.append(x.detach())
-    x, mean, square = start[:1], torch.zeros(1, 5), torch.zeros(1, 5)
+    vocabulary = free_tokens.Vocabulary.of(erased)
+    slots = [
+        Slot(i, PROMPTS[i], free_tokens.lay_out(pipe.tokenizer, [], [0]), torch.zeros(4, 8, 8), x.clone(), {})
+        for i, x in enumerate(start)
+    ]
     for i in range(6):
-        if i == 3:
-            x, mean, square = (torch.cat([a, b]) for a, b in ((x, start[1:]), (mean, mean * 0), (square, square * 0)))
-        step = torch.tensor([i + 1, i - 2])[: len(x)]
-        x, mean, square = adam(x, slopes[i, : len(x)], mean, square, step, lr=0.01, decay=0.1, decoupled=decoupled)
-    torch.testing.assert_close(x, torch.stack(expected))
+        batch = Batch(erased, pipe, vocabulary, slots[: 1 + (i >= 3)], 0)
+        optimiser = batch.optimizer(kind, lr=0.01, weight_decay=0.1)
+        for slot in batch.slots:
+            slot.x.grad = slopes[i, slot.index : slot.index + 1].clone()
+        optimiser.step()
+    assert [int(slot.moments["step"]) for slot in slots] == [6, 3]
+    assert torch.equal(torch.cat([slot.x for slot in slots]), torch.cat(expected))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -126,36 +119,73 @@ def test_noised_images_and_their_goals_are_the_scheduler_s_own(pipe, kind):
     torch.testing.assert_close(goal, expected)
 
 
+def two_prompts(pipe, erased) -> Batch:
+    """A batch of a prompt with two free tokens before it and one with a free token in it."""
+    layouts = [free_tokens.lay_out(pipe.tokenizer, [5, 6], [0, 1]), free_tokens.lay_out(pipe.tokenizer, [7] * 4, [2])]
+    vocabulary = free_tokens.Vocabulary.of(erased)
+    xs = [vocabulary.table[[3, 4]].requires_grad_(), vocabulary.table[[5]].requires_grad_()]
+    slots = [
+        Slot(i, PROMPTS[i], layout, torch.zeros(4, 8, 8).double(), x, {"forward": 0, "backward": 0, "gradient": "none"})
+        for i, (layout, x) in enumerate(zip(layouts, xs, strict=True))
+    ]
+    return Batch(erased, pipe, vocabulary, slots, 0)
+
+
+@torch.enable_grad()
+def mean_squares(batch, leaf, tokens, x_t, t, goal):
+    losses = (batch.predict(x_t, t, tokens) - goal).square().mean((1, 2, 3))
+    batch.backward(losses, leaf)
+    return losses.detach()
+
+
 def test_gradient_by_finite_differences_for_each_prompt_of_a_batch_by_its_own_loss(pipe, erased):
-    vocabulary = denoising.Vocabulary.of(erased)
-    layouts = [denoising.lay_out(pipe.tokenizer, [5, 6], [0, 1]), denoising.lay_out(pipe.tokenizer, [7] * 4, [2])]
-    stack = denoising.Stack.of(layouts, torch.device("cpu"))
+    batch = two_prompts(pipe, erased)
     g = torch.Generator().manual_seed(0)
     x_t, goal = (torch.randn(2, 4, 8, 8, generator=g, dtype=torch.float64) for _ in range(2))
-    t, tokens = torch.tensor([10, 700]), vocabulary.table[[3, 4, 5]]
-    run = lambda e: denoising.gradient(erased, stack, e, x_t, t, goal)  # noqa: E731
-    losses, slope = run(tokens)
+    t, tokens = torch.tensor([10, 700]), batch.table[[3, 4, 5]].requires_grad_()
+    losses = mean_squares(batch, tokens, tokens, x_t, t, goal)
+    slope = torch.cat([slot.x.grad for slot in batch.slots])
     assert slope.shape == (3, 32) and (slope != 0).any(1).all()
     for row, column in ((0, 1), (1, 30), (2, 7)):
         ends = []
         for sign in (1, -1):
-            moved = tokens.clone()
+            moved = tokens.detach().clone()
             moved[row, column] += sign * 1e-5
-            ends.append(run(moved)[0])
+            ends.append(mean_squares(batch, moved.requires_grad_(), moved, x_t, t, goal))
         change = (ends[0] - ends[1]) / 2e-5
         own = 0 if row < 2 else 1
         assert change[own].item() == pytest.approx(slope[row, column].item(), rel=1e-4, abs=1e-12)
         assert change[1 - own].item() == 0
-    by_hand = erased.unet(x_t, t, encoder_hidden_states=_states(erased, stack, tokens), return_dict=False)[0]
+    states = diffusion.encode_embeddings(erased, _embeddings(erased, batch, tokens.detach()))
+    by_hand = erased.unet(x_t, t, encoder_hidden_states=states, return_dict=False)[0]
     torch.testing.assert_close(losses, (by_hand - goal).square().mean((1, 2, 3)))
     assert not any(p.requires_grad for p in erased.unet.parameters())
 
 
-def _states(pipe, stack, tokens):
-    embeddings = diffusion.token_table(pipe)[stack.ids].clone()
-    for token, image, row in zip(tokens, stack.images, stack.rows, strict=True):
-        embeddings[image, row] = token
-    return diffusion.encode_embeddings(pipe, embeddings)
+def _embeddings(pipe, batch, tokens):
+    rows = iter(tokens)
+    embeddings = diffusion.token_table(pipe)[torch.stack([slot.layout.ids for slot in batch.slots])].clone()
+    for image, slot in enumerate(batch.slots):
+        for row in slot.layout.free:
+            embeddings[image, row] = next(rows)
+    return embeddings
+
+
+def test_straight_through_gradient_is_that_of_the_one_hot_rows_clipped_and_none_where_it_broke(pipe, erased):
+    batch = two_prompts(pipe, erased)
+    hot = torch.nn.functional.one_hot(torch.tensor([3, 4, 5]), len(batch.table)).double().requires_grad_()
+    weights = torch.tensor([[1.0, 9.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    losses = weights @ (hot @ batch.table).square().sum(1)
+    expected = 2 * weights.sum(0)[:, None] * (hot.detach() @ batch.table @ batch.table.T)
+    batch.backward(losses, hot, most=1)
+    found = torch.cat([slot.x.grad for slot in batch.slots])
+    torch.testing.assert_close(found, expected.clamp(-1, 1))
+    assert (expected.abs() > 1).any() and (expected.abs() < 1).any()
+    leaf = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    batch.backward((leaf * torch.tensor([[1.0], [torch.inf], [2.0]])).sum(1)[:2] * 1.0 + leaf.sum() * 0, leaf)
+    assert batch.slots[0].x.grad.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    batch.close()
+    assert [slot.record["gradient"] for slot in batch.slots] == ["nan", "ok"]
 
 
 def test_the_attack_is_a_plain_loop_over_one_prompt(pipe, erased):

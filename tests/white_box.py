@@ -79,7 +79,7 @@ def check_the_whole_protocol(attack: Attack, pipe, erased, tmp_path: Path) -> No
 
     whole = attack.attack(erased, pipe, PROMPTS, CAT, Brightness())
     rounds = len(whole[0].info["curve"]) - 1
-    assert rounds == attack.schedule()[0]
+    assert rounds == attack.rounds
     for found, prompt in zip(whole, PROMPTS, strict=True):
         assert (found.seed, found.guidance_scale) == (prompt.seed, prompt.guidance_scale)
         assert (found.group, found.source_id, found.concept) == ("attack", prompt.id, "cat")
@@ -87,9 +87,9 @@ def check_the_whole_protocol(attack: Attack, pipe, erased, tmp_path: Path) -> No
         info = found.info
         assert not info["success"] and not info["pre"] and info["queries"] == rounds + 1 == len(info["present"])
         assert info["gradient"] == "ok" and info["sees_guide"] and not info["truncated"]
-        assert info["backward"] == rounds * attack.schedule()[1]
+        assert info["backward"] == rounds * getattr(attack, "query_every", attack.iterations)
         each = 2 * SAMPLER["steps"] if found.guidance_scale != 1 else SAMPLER["steps"]
-        assert info["forward"] == (1 + attack.distils) * info["backward"] + (rounds + 2) * each
+        assert info["forward"] == (1 + attack.name.startswith("p4d")) * info["backward"] + (rounds + 2) * each
 
     assert search_flags(found.info for found in whole) == []
 

@@ -26,15 +26,15 @@ from erasebench.types import Pipeline
 TENSORS, MATRIX, RECORD = "changed.safetensors", "matrix.safetensors", "erasure.json"
 
 
-def save(folder: Path, erased: Pipeline, original: Pipeline, matrix: torch.Tensor | None = None, **record: Any) -> None:
+def save(folder: Path, erased: Pipeline, original: Pipeline, **record: Any) -> None:
     """Write what ``erased`` has and ``original`` has not, with a ``record`` of JSON values, into an empty folder.
 
-    ``matrix``: T [d, d] float64 if the method says that the edit is W T; it is believed only if it gives ``erased``.
+    ``erased.edit_matrix``, T [d, d] float64 of an edit W T, is believed only if it gives ``erased``.
 
     Raises:
         ValueError: another architecture, or a changed tensor with NaN or infinity, which is named.
     """
-    changed = diffusion.changed_tensors(erased, original)
+    changed, matrix = diffusion.changed_tensors(erased, original), getattr(erased, "edit_matrix", None)
     for name, tensor in changed.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"erased model must be finite; {name} is NaN or infinite; use a gentler setting")

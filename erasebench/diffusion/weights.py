@@ -23,10 +23,12 @@ def fork(pipe: Pipeline) -> Pipeline:
 
         module.weight = nn.Parameter(new, requires_grad=False)
 
-    The scheduler is copied (it has state), the tokenizer is shared, and so is a ``guide`` (it cannot change).
+    The scheduler is copied (it has state), the tokenizer is shared, and so is a ``guide`` (it cannot change). The
+    ``edit_matrix`` of a closed-form edit is not: a fork is there to be edited again.
     Parameters are new objects on the same storage, so ``requires_grad`` may be set on a fork.
     """
     new = copy.copy(pipe)
+    vars(new).pop("edit_matrix", None)
     for name, part in _modules(pipe).items():
         memo: dict[int, Any] = {
             id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in part.parameters()

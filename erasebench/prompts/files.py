@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
 import math
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from erasebench import fields
 from erasebench.prompts.safety import safe_prompts
-from erasebench.types import ERASED_GROUPS, GROUPS, Concept, Group, Prompt
+from erasebench.types import ERASED_GROUPS, GROUPS, Concept, Group, Prompt, seed_of
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ Rows = list[tuple[str, dict[str, str]]]  # where a row stands, and its cells
 
 def place_hash(*parts: object) -> int:
     """A number in [0, 2^31) decided by the parts alone: seeds and choices that depend on a prompt's place only."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") % 2**31
+    return seed_of(*parts) % 2**31
 
 
 # --- rows ---

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from erasebench.types import seed_of
+
 log = logging.getLogger("erasebench.emoji.training.train")
 
 
@@ -36,13 +38,7 @@ class Context:
 
     def generator(self, stage: str, step: int) -> torch.Generator:
         """Randomness of one step: depends on stage, step and worker only, so a resumed run repeats it."""
-        return torch.Generator().manual_seed(hash_int(f"{stage} {step} {self.rank}"))
-
-
-def hash_int(text: str) -> int:
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        return torch.Generator().manual_seed(seed_of(f"{stage} {step} {self.rank}") >> 8)
 
 
 def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
