@@ -115,6 +115,13 @@ def tensor_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str
         ) from None
 
 
+def usual_mode(path: Path) -> None:
+    """Give a file or folder the permissions that this process gives new ones: safetensors keeps its files private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
 def check_writable(folder: str | Path) -> Path:
     """The folder, created and proven writable before any work is done.
 
