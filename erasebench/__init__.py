@@ -1,11 +1,27 @@
 """erasebench: measure concept erasure in text-to-image diffusion models on equal terms."""
 
+from __future__ import annotations
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from erasebench.api import results as results
+    from erasebench.api import run as run
 
 __version__ = "0.1.0"
+__all__ = ["conf_folder", "results", "run"]
 
 
 def conf_folder() -> Path:
     """The Hydra configs: ``conf/`` of the clone, or the copy inside an installed package."""
     clone = Path(__file__).parent.parent / "conf"
     return clone if clone.is_dir() else Path(__file__).parent / "conf"
+
+
+def __getattr__(name: str) -> Any:
+    """``erasebench.run`` and ``erasebench.results``, imported when they are first used."""
+    if name in ("results", "run"):
+        return getattr(import_module("erasebench.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ Shows what runs have drawn, whatever they were attacked with; nothing is drawn h
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,7 +209,7 @@ def main(arguments: list[str]) -> int:
 def _columns(root: Path, given: dict[str, str]) -> dict[str, Run]:
     """The runs to show: of the newest run's model, concept and seed where none is given."""
     wanted = {key: given[key] for key in ("model", "concept", "seed")}
-    methods = [name for name in given["method"].split(",") if name]
+    methods = [name for name in re.split(r",(?![^\[]*\])", given["method"]) if name]  # not the commas in uce[a=1,b=2]
     runs = find(root, **wanted)
     if methods:
         wanted_first = [run for run in runs if run.names["method"] in methods] or runs

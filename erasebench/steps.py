@@ -265,7 +265,7 @@ def record(
     with replacing(cell.folder / "grid.png") as work:
         said = {side: verdicts(frame, side) for side in images}
         contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
-    budget.write(cell.folder, images["erased"].prompts, cell.title)
+    budget.write(cell.folder, images["erased"].prompts, cell.title, attack=names["attack"], control=labels["control"])
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),
