@@ -69,12 +69,14 @@ def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"with,other\na,b\n", "pairs.csv has no column 'without'; found with, other"),
-        (b"", "pairs.csv has no column 'with'; found nothing"),
-        (b"with,without\n", "must hold at least one pair"),
-        (b"with,without\na,b\nonly one\n", "line 3: broken row"),
-        (b"with,without\na,b,c\n", "line 2: broken row"),
-        (b'with,without\n"a,b\n', "broken row"),
+        (b"with,other\na,b\n", "pairs.csv has no column 'without'; found with, other; name the columns"),
+        (b"", "pairs.csv has no column 'with'; found an empty file"),
+        (b"with;without\na;b\n", "save it with commas"),
+        (b"with,without\n", "got only a header"),
+        (b"with,without\na,b\nonly one\n", "line 3 must have 2 fields"),
+        (b"with,without\na,b,c\n", "line 2 must have 2 fields"),
+        (b"with,without\na,b\n ,b\n", "line 3: with must be a text; got an empty cell"),
+        (b'with,without\n"a,b\n', "must be valid CSV"),
         (b"with,without\n\xff,b\n", "must be UTF-8"),
     ],
 )
