@@ -318,7 +318,9 @@ def test_the_yaml_is_the_paper_s_and_its_keys_are_the_fields():
     [
         ({"tokens": 0}, "tokens must be an integer >= 1; got 0"),
         ({"iterations": 0}, "iterations must"),
-        ({"timesteps": (-1,)}, "timesteps must"),
+        ({"timesteps": (-1,)}, "timesteps must be an integer >= 0; got -1"),
+        ({"timesteps": (10, True)}, "timesteps must"),
+        ({"timesteps": 500}, r"timesteps must hold at least one integer >= 0; got 500; write timesteps=\[500\]"),
         ({"lr": 0.0}, "lr must be a finite number > 0"),
         ({"weight_decay": -1.0}, "weight_decay must"),
         ({"budget": 0}, "budget must be an integer >= 1"),
