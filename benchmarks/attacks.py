@@ -1,8 +1,8 @@
 """What an attack costs per prompt and per query, beside a loop over one prompt at a time, and in memory.
 
-    python benchmarks/attacks.py ringabell [--model FOLDER] [--population 200] [--generations 300] [--tokens 16]
-    python benchmarks/attacks.py unlearndiffatk [--model FOLDER] [--batches 1 8 32] [--prompts 8]
-    python benchmarks/attacks.py p4d ...
+    python -m benchmarks.attacks ringabell [--model FOLDER] [--population 200] [--generations 300] [--tokens 16]
+    python -m benchmarks.attacks unlearndiffatk [--model FOLDER] [--batches 1 8 32] [--prompts 8]
+    python -m benchmarks.attacks p4d ...
 
 Without a folder: the embedded model; ``--model sd14``: Stable Diffusion 1.4's shape and vocabulary with random weights,
 on which the cost does not depend (not its VAE: leave out the second table with ``--prompts 0``). CPU seconds are the
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,9 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
-
 from attacks.descent import Models, Slot, Steps, descend
 
 from attacks import denoising

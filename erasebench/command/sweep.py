@@ -154,7 +154,8 @@ def table(good: Sequence[Outcome]) -> list[str]:
     """The leaderboard of these cells alone."""
     import pandas as pd
 
-    from erasebench.report.leaderboard import as_text, grid, leaderboard
+    from erasebench.report.leaderboard import grid, leaderboard
+    from erasebench.report.printing import as_text
     from erasebench.report.tables import read_scores
 
     frames = [read_scores(Path(o.folder) / "scores.parquet") for o in good]
