@@ -59,6 +59,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_alone(text: str) -> None:
+    """The same, but not for the cells of a sweep: there it is said once for all of them."""
+    if not _label:
+        say(text)
+
+
 class Bar:
     """A counter that is a tqdm bar on a terminal and is told of in lines elsewhere; open it by :func:`bar`."""
 
