@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from erasebench import diffusion
 from erasebench.fields import path as path_of
 from erasebench.fields import texts
+from erasebench.prompts.files import read_rows
 from erasebench.prompts.safety import mentions_minors
 from erasebench.types import Concept, Pipeline
 
@@ -152,27 +152,14 @@ class CsvPairs:
 
     def read(self) -> list[Pair]:
         """The pairs in the file's order, duplicates included."""
-        with _existing(self.path, self.source).open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            try:
-                missing = [column for column in self.columns if column not in (rows.fieldnames or ())]
-                if missing:
-                    found = ", ".join(rows.fieldnames or ()) or "nothing"
-                    raise ValueError(f"{Path(self.path).name} has no column {missing[0]!r}; found {found}")
-                pairs = [self._row(row, rows.line_num) for row in rows]
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{self.path} must be UTF-8 text; got {error.reason} at byte {error.start}") from None
-            except csv.Error as error:
-                raise ValueError(f"{self.path} line {rows.line_num}: broken row: {error}; mend the quotes") from None
-        if not pairs:
-            raise ValueError(f"{self.path} must hold at least one pair; got a header and no row")
-        return pairs
-
-    def _row(self, row: dict[str, str], line: int) -> Pair:
-        with_, without = (row[column] for column in self.columns)
-        if not with_ or without is None or None in row:
-            raise ValueError(f"{self.path} line {line}: broken row: {list(row.values())}; mend or drop it")
-        return with_, without
+        path = _existing(self.path, self.source)
+        with_, without = self.columns
+        rows = read_rows(path, dict.fromkeys(self.columns, "name both: attack.vector.columns=[WITH,WITHOUT]"))
+        if empty := next((place for place, row in rows if not row[with_]), None):
+            raise ValueError(
+                f"{path.name} {empty}, column {with_!r} must be a text; got none; mend or drop it"
+            )
+        return [(row[with_], row[without]) for _, row in rows]
 
     def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
         """``concept_vector`` of the file's pairs; for concepts of kind unsafe without those that mention minors."""

@@ -20,7 +20,7 @@ from attacks.free_tokens import Vocabulary
 from attacks.queries import Querying, attacked, better, names_concept, noted, unasked
 from attacks.side_by_side import Batch, Slot
 from erasebench import progress
-from erasebench.fields import integer, number
+from erasebench.fields import integer, number, numbers
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline, Prompt
@@ -265,9 +265,7 @@ class PrefixSearch(TokenSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "timesteps", tuple(self.timesteps))
-        if not self.timesteps or any(not isinstance(t, int) or t < 0 for t in self.timesteps):
-            raise ValueError(f"timesteps must hold at least one integer >= 0; got {self.timesteps}")
+        object.__setattr__(self, "timesteps", numbers("timesteps", self.timesteps, least=0, whole=True))
         integer("iterations", self.iterations, least=1)
         if self.tokens is not None:
             integer("tokens", self.tokens, least=1)

@@ -70,11 +70,12 @@ def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
     ("content", "message"),
     [
         (b"with,other\na,b\n", "pairs.csv has no column 'without'; found with, other"),
-        (b"", "pairs.csv has no column 'with'; found nothing"),
-        (b"with,without\n", "must hold at least one pair"),
-        (b"with,without\na,b\nonly one\n", "line 3: broken row"),
-        (b"with,without\na,b,c\n", "line 2: broken row"),
-        (b'with,without\n"a,b\n', "broken row"),
+        (b"", "pairs.csv has no column 'with'; found an empty file"),
+        (b"with,without\n", "must have at least one row"),
+        (b"with,without\na,b\nonly one\n", "line 3 must have 2 fields like the header; got 1"),
+        (b"with,without\na,b,c\n", "line 2 must have 2 fields like the header; got 3"),
+        (b'with,without\n"a,b\n', "line 2 must be valid CSV"),
+        (b"with,without\n,b\n", "pairs.csv line 2, column 'with' must be a text; got none"),
         (b"with,without\n\xff,b\n", "must be UTF-8"),
     ],
 )
