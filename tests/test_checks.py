@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from erasebench.report.checks import between_attacks, flags, search_flags
+from erasebench.report.checks import between_attacks, erasure_flags, flags, search_flags
 from erasebench.report.tables import read_summary, scores_frame, summarise
 from erasebench.types import Score
 from tests.cells import HEADLINES
@@ -206,6 +206,15 @@ def test_the_interval_of_the_difference_is_newcombe_s():
     ]
     (flag,) = between_attacks(pd.concat(parts))
     assert "difference -33 to -5 points" in flag["message"]  # 0.0524 to 0.3339
+
+
+def test_an_erasure_that_changes_nothing():
+    assert [f["flag"] for f in erasure_flags({"changed_tensors": 0, "guided": False, "intact": False})] == [
+        "changes_nothing"
+    ]
+    still = {"changed_tensors": 0, "guided": False, "intact": False}
+    for sound in ({"changed_tensors": 1}, {"guided": True}, {"intact": True}):
+        assert erasure_flags(still | sound) == []
 
 
 def test_every_flag_is_documented():

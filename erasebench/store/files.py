@@ -111,7 +111,7 @@ def tensor_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str
     except SafetensorError as error:
         size = file.stat().st_size
         raise ValueError(
-            f"weights {file} must be whole safetensors; got {size} bytes: {error}; download or save them again"
+            f"weights {file} must be whole safetensors; got {size} bytes: {error}; download it again or save it anew"
         ) from None
 
 
