@@ -278,7 +278,8 @@ def record(
         "headlines": {name: getattr(e, "headlines", ()) for name, e in evaluators.items()},
     }
     frame = pd.concat(
-        tables.scores_frame(rows, side=side, prompts=images[side].prompts, **facts) for side, rows in scores.items()
+        tables.scores_frame(rows, side=side, prompts=images[side].prompts, weights=images[side].key, **facts)
+        for side, rows in scores.items()
     )
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)

@@ -44,7 +44,7 @@ def _value(rows: pd.DataFrame, head: str, side: str) -> str:
     if not len(rows):
         return "-"
     row, (low, high) = rows.iloc[0], ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
-    return number(row[side], row[low], row[high], row.unit)
+    return number(row[side], row[low], row[high], row.unit, few=row.n > 1)
 
 
 def cost(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[list[str]]:
