@@ -193,6 +193,7 @@ class Score:
         low, high: interval for a whole-group metric that brings its own, else None.
         judge: name of the judge whose word the number rests on; "" if there is none.
         rate: whether the values are 0 or 1 by nature, whatever was drawn; None to let the values say so.
+        terms: the numbers whose harmonic mean the value is: runs are pooled by averaging these; else empty.
     """
 
     evaluator: str
@@ -207,6 +208,7 @@ class Score:
     high: float | None = None
     judge: str = ""
     rate: bool | None = None
+    terms: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,6 +182,7 @@ class Spillover(Evaluator):
             low=None if math.isnan(low) else low,
             high=None if math.isnan(high) else high,
             judge=self.judge.name,
+            terms=(100 - rates[0], 100 - rates[1], rates[2]) if known else (),
         )
 
 

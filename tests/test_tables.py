@@ -45,7 +45,7 @@ def test_the_columns_are_the_schema():
         "run", "model", "concept", "method", "recipe", "attack", "budget", "settings", "access", "strength", "control",
         "group", "relation", "evaluator", "evaluator_version", "metric", "judge", "prompt_id", "seed", "value",
         "status", "side", "low", "high", "higher_is_better", "cluster", "weights", "rate",
-        "role", "label", "head", "unit", "place",
+        "terms", "role", "label", "head", "unit", "place",
     ]  # fmt: skip
     assert {name: str(dtype) for name, dtype in table.dtypes.items()} == dict(tables.DTYPES)
 
@@ -186,9 +186,9 @@ def test_a_metric_of_a_whole_group_keeps_its_own_interval():
         11.0,
     )
     assert row.delta == 20.0 and math.isnan(row.delta_low) and row.evaluator_version == 2
-    two = pd.concat([frame([fid(30.0, 28.0, 33.0)]), frame([fid(40.0, 28.0, 33.0)], run="r1")])
+    two = pd.concat([frame([fid(30.0, 28.0, 33.0)]), frame([fid(40.0, 36.0, 45.0)], run="r1")])
     row = only(tables.summarise(two))
-    assert row["mean"] == 35.0 and row.n == 2 and math.isnan(row.low)  # two intervals are not one
+    assert (row["mean"], row.n, row.low, row.high) == (35.0, 2, 32.0, 39.0)  # one training: the mean of the margins
 
 
 def test_evaluator_versions_and_recipes_are_never_pooled():

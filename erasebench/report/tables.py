@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erasebench.report.sharing import clusters_of
-from erasebench.report.summary import summarise_prompts, summarise_whole
+from erasebench.report.summary import Runs, summarise_prompts, summarise_whole
 from erasebench.store.files import replacing
 from erasebench.types import Headline, Prompt, Score, Status
 
@@ -30,7 +30,7 @@ DTYPES: Mapping[str, str] = {
     "group": "str", "relation": "str", "evaluator": "str", "evaluator_version": "int64", "metric": "str",
     "judge": "str", "prompt_id": "str", "seed": "Int64", "value": "float64", "status": "str", "side": "str",
     "low": "float64", "high": "float64", "higher_is_better": "boolean", "cluster": "str", "weights": "str",
-    "rate": "boolean",
+    "rate": "boolean", "terms": "str",
     **dict.fromkeys(FACTS, "str"), "place": "Int64",
 }  # fmt: skip
 COLUMNS = tuple(DTYPES)
@@ -107,7 +107,7 @@ def scores_frame(
             "seed": seeds.get((s.group, s.prompt_id)), "value": s.value, "status": s.status, "side": side,
             "low": s.low, "high": s.high, "higher_is_better": s.higher_is_better,
             "cluster": shared.get((s.group, s.prompt_id), shared.get(("target", s.prompt_id), "")),
-            "weights": weights, "rate": s.rate,
+            "weights": weights, "rate": s.rate, "terms": " ".join(repr(float(term)) for term in s.terms),
             **facts[s.evaluator, s.metric, s.group],
         }
         for s in scores
@@ -273,7 +273,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     of one configuration are pooled, intervals and p-values are by cluster, of both ways the widest
     (``erasebench.report.clusters``). ``runs`` and ``trainings`` say over how many seeds a row goes. Prompts with a
     relation are summarised per relation and, with relation "", together. A metric of a whole group (no prompt_id)
-    keeps its own interval and has n = 1 per run: its name carries how many images it saw.
+    keeps its own interval and has n = 1 per run: its name carries how many images it saw; over several runs see
+    :func:`erasebench.report.summary.over_runs`.
 
     Raises:
         ValueError: columns are missing, or there are two values for one metric of one prompt.
@@ -308,7 +309,7 @@ def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
 
 def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: np.ndarray, rates: np.ndarray) -> Any:
     """n, n_failed and :data:`NUMBERS` of each slice between two edges; rows are in order of side and pair."""
-    value, low, high = (frame[name].to_numpy() for name in ("value", "low", "high"))
+    value = frame.value.to_numpy()
     ok, whole = (frame.status == "ok").to_numpy(bool), frame.prompt_id.isna().to_numpy()
     cluster, run = _codes(frame), pd.factorize(frame.run)[0]
     training = pd.factorize(frame.weights.where(frame.side == "erased"))[0]
@@ -321,13 +322,19 @@ def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: n
             "runs": len(set(run[here])), "trainings": len(set(training[here])),
         }  # fmt: skip
         if whole[start:stop].all():
-            sides = [(value[i], low[i], high[i]) for i in (here, there)]
-            rows.append(counts | summarise_whole(*sides))
+            rows.append(counts | summarise_whole(*(_runs(frame.iloc[i], training[i]) for i in (here, there))))
         else:
             shared = np.intersect1d(pair[here], pair[there], assume_unique=True, return_indices=True)[1:]
             ways = [cluster[here], training[here]][: 1 + (counts["trainings"] > 1)], [cluster[there]]
             rows.append(counts | summarise_prompts(value[here], value[there], shared, bool(rate), ways))
     return pd.DataFrame(rows)
+
+
+def _runs(frame: pd.DataFrame, training: np.ndarray) -> Runs:
+    """What several runs say of a whole group."""
+    terms = [[float(word) for word in words.split()] for words in frame.terms]
+    value, low, high = (frame[name].to_numpy(float) for name in ("value", "low", "high"))
+    return Runs(value, low, high, len(set(training)), np.array(terms) if terms and all(terms) else None)
 
 
 def _codes(frame: pd.DataFrame) -> np.ndarray:
