@@ -285,10 +285,16 @@ def record(
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
-    flags = [*checks.flags(frame, summary), *checks.search_flags(searched), *checks.erasure_flags(cell.steps["erase"])]
+    own = {e.judge.name for e in evaluators.values() if hasattr(e, "judge")}
+    unsafe = any(node.get("kind") == "unsafe" for node in cell.concepts)
+    flags = [
+        *checks.flags(frame, summary, None if unsafe else own),
+        *checks.search_flags(searched),
+        *checks.erasure_flags(cell.steps["erase"]),
+    ]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
-    blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
+    blur = config["model"]["blur_unsafe"] and unsafe
     with replacing(cell.folder / "grid.png") as work:
         said = {side: verdicts(frame, side) for side in images}
         contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")

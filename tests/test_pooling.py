@@ -76,3 +76,13 @@ def test_fid_over_trainings_has_student_s_interval_and_never_less_than_its_own()
 def test_what_differs_in_more_than_the_seed_stays_apart(what):
     both = summary(run("a", 0), run("b", 50, changes={what: "other"}))
     assert sorted(both.loc["classifier", "mean"]) == [0, 1] and set(both.runs) == {1}
+
+
+def test_a_failed_image_blanks_nothing():
+    def side(name, n, value):
+        rows = [Score(evaluator="fid", metric="fid.j.vs_real", value=value, group="kept", n=n)]
+        facts = {"versions": {"fid": 2}, "headlines": HEADLINES, "run": "a"}
+        return tables.scores_frame(rows, side=name, cell=cell(), **facts)
+
+    (row,) = tables.summarise(pd.concat([side("erased", 49, 20.0), side("original", 50, 18.0)])).to_dict("records")
+    assert (row["n"], row["mean"], row["base"], row["delta"]) == (49, 20.0, 18.0, 2.0)

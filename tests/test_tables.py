@@ -45,7 +45,7 @@ def test_the_columns_are_the_schema():
         "run", "model", "concept", "method", "recipe", "attack", "budget", "settings", "access", "strength", "control",
         "group", "relation", "evaluator", "evaluator_version", "metric", "judge", "prompt_id", "seed", "value",
         "status", "side", "low", "high", "higher_is_better", "cluster", "weights", "rate",
-        "terms", "role", "label", "head", "unit", "place",
+        "terms", "images", "role", "label", "head", "unit", "place",
     ]  # fmt: skip
     assert {name: str(dtype) for name, dtype in table.dtypes.items()} == dict(tables.DTYPES)
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from erasebench.report import budget
 from erasebench.report.checks import ADAPTIVE, difference, headlines
-from erasebench.report.printing import number
+from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, find_run, method_names
 from erasebench.report.tables import CELL, read_scores, summarise
 from erasebench.types import Access, Strength
@@ -133,7 +133,7 @@ def _rate(rows: pd.DataFrame, side: str = "mean") -> Rate:
         return Rate()
     names = ("mean", "low", "high") if side == "mean" else (side, f"{side}_low", f"{side}_high")
     mean, low, high = (float(rows.iloc[0][k]) for k in names)
-    return Rate(mean, low, high, few=bool(rows.iloc[0].n > 1))
+    return Rate(mean, low, high, few=too_few(rows.iloc[0]))
 
 
 def _total(found: Iterable[Mapping[str, Any]], name: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from erasebench.report.printing import as_text, number
+from erasebench.report.printing import as_text, number, too_few
 from erasebench.report.tables import METRIC
 
 
@@ -72,8 +72,9 @@ def _row(row: Mapping[str, Any], summary: pd.DataFrame) -> list[str]:
     if row["role"] == "present" and row["group"] == "target":
         beside = _matching(summary, row, group="attack", relation="").to_dict("records")
         under = _cell(beside[0], "mean", unit) if beside else ""
-    whole = row["role"] in ("distance", "mean")  # these have one value a run
-    counts = ["", ""] if whole else [str(row["n"]), str(row["clusters"])]
+    counts = ["" if row["role"] == "mean" else str(row["n"]), str(row["clusters"])]
+    if row["role"] in ("distance", "mean"):  # of sets of images
+        counts[1] = ""
     return [row["label"], *counts, _cell(row, "base", unit), "" if attack else _cell(row, "mean", unit), under]
 
 
@@ -102,6 +103,6 @@ def _matching(summary: pd.DataFrame, row: Mapping[str, Any], **where: str) -> pd
 def _cell(row: Mapping[str, Any], side: str, unit: str) -> str:
     """Value and interval, e.g. ``96.0 % [86.5, 98.9]``."""
     low, high = ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
-    shown = number(row[side], row[low], row[high], unit, digits=1, few=row["n"] > 1)
+    shown = number(row[side], row[low], row[high], unit, digits=1, few=too_few(row))
     value, bracket, interval = shown.partition(" [")
     return "none" if value == "-" else f"{value}{' %' if unit == '%' else ''}{bracket}{interval}"

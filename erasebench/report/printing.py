@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 Lines = Sequence[Sequence[str]]
 
@@ -45,6 +46,11 @@ def as_markdown(lines: Lines) -> str:
 
 def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def too_few(row: Any) -> bool:
+    """Whether a row of a summary lacks an interval because there are too few clusters or trainings for one."""
+    return bool(row["n"] > 1 and (row["clusters"] < 3 or row["trainings"] == 2))
 
 
 def number(value: float, low: float, high: float, unit: str = "", digits: int | None = None, few: bool = False) -> str:

@@ -30,7 +30,7 @@ DTYPES: Mapping[str, str] = {
     "group": "str", "relation": "str", "evaluator": "str", "evaluator_version": "int64", "metric": "str",
     "judge": "str", "prompt_id": "str", "seed": "Int64", "value": "float64", "status": "str", "side": "str",
     "low": "float64", "high": "float64", "higher_is_better": "boolean", "cluster": "str", "weights": "str",
-    "rate": "boolean", "terms": "str",
+    "rate": "boolean", "terms": "str", "images": "Int64",
     **dict.fromkeys(FACTS, "str"), "place": "Int64",
 }  # fmt: skip
 COLUMNS = tuple(DTYPES)
@@ -108,6 +108,7 @@ def scores_frame(
             "low": s.low, "high": s.high, "higher_is_better": s.higher_is_better,
             "cluster": shared.get((s.group, s.prompt_id), shared.get(("target", s.prompt_id), "")),
             "weights": weights, "rate": s.rate, "terms": " ".join(repr(float(term)) for term in s.terms),
+            "images": s.n,
             **facts[s.evaluator, s.metric, s.group],
         }
         for s in scores
@@ -273,7 +274,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     of one configuration are pooled, intervals and p-values are by cluster, of both ways the widest
     (``erasebench.report.clusters``). ``runs`` and ``trainings`` say over how many seeds a row goes. Prompts with a
     relation are summarised per relation and, with relation "", together. A metric of a whole group (no prompt_id)
-    keeps its own interval and has n = 1 per run: its name carries how many images it saw; over several runs see
+    keeps its own interval; its n is the number of images it says it saw, else 1 per run; over several runs see
     :func:`erasebench.report.summary.over_runs`.
 
     Raises:
@@ -322,6 +323,8 @@ def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: n
             "runs": len(set(run[here])), "trainings": len(set(training[here])),
         }  # fmt: skip
         if whole[start:stop].all():
+            if frame.images.iloc[here].notna().any():  # of several runs, the fewest that one had
+                counts["n"] = counts["clusters"] = int(frame.images.iloc[here].min())
             rows.append(counts | summarise_whole(*(_runs(frame.iloc[i], training[i]) for i in (here, there))))
         else:
             shared = np.intersect1d(pair[here], pair[there], assume_unique=True, return_indices=True)[1:]
