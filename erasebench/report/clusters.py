@@ -166,6 +166,23 @@ def mean(values: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[
     return middle - margin, middle + margin
 
 
+def mean_test(values: Values, clusters: Clusters) -> float:
+    """Two-sided p-value that the mean is 0, of :func:`mean`'s statistic; NaN for fewer than three clusters.
+
+    >>> round(mean_test([1.0, 2.0, 3.0], "abc"), 3)
+    0.074
+    """
+    low, high = mean(values, clusters)
+    if low != low:
+        return nan
+    df = len(set(clusters)) - 1
+    middle, margin = (low + high) / 2, (high - low) / 2
+    if margin == 0:
+        return 1.0 if middle == 0 else 0.0
+    t = abs(middle) / margin * student(df)
+    return max(0.0, 1 - _inside(t, df)) if df <= 2000 else 2 - 2 * NormalDist().cdf(t)
+
+
 def paired_rates(first: Values, second: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of the difference of two rates on the same items in clusters, first minus second.
 
