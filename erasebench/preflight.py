@@ -104,11 +104,15 @@ def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
             key = next((group for group in SHARED if node and node == config.get(group)), key)
             yield key, node
             for name, value in node.items():
+                if name == "sources" and isinstance(value, Mapping):  # by concept: only the run's own are read
+                    value = {concept: one for concept, one in value.items() if concept in concepts}
                 yield from below(value, f"{key}.{name}")
         elif isinstance(node, list | tuple):
             for i, value in enumerate(node):
                 yield from below(value, f"{key}.{i}")
 
+    nodes = [config.get("concept"), *(config.get("also") or [])]
+    concepts = {str(node["name"]) if isinstance(node, Mapping) else str(node) for node in nodes}
     for group in READ:
         yield from below(config.get(group), group)
 
@@ -144,7 +148,7 @@ def _origin(node: Mapping[str, Any]) -> str:
     """Where the file of a node comes from, as its yaml says."""
     if not node.get("source"):
         return ""
-    parts = [f"fetch {node['file']} of {node['source']}" if node.get("file") else f"it is {node['source']}"]
+    parts = [f"fetch {node['file']} of {node['source']}" if node.get("file") else f"it comes from {node['source']}"]
     parts += [f"at {node['revision']}"] if node.get("revision") else []
     parts += [f"sha256 {node['sha256']}..."] if node.get("sha256") else []
     parts += [f"licence {node['licence']}"] if node.get("licence") else []
