@@ -21,7 +21,6 @@ from PIL import Image
 
 from erasebench import fields, store
 from erasebench.building import build
-from erasebench.cell import image_set
 from erasebench.command.arguments import command, parse
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.pictures import save
@@ -57,16 +56,28 @@ class Run:
         """Key of all that its erased images depend on."""
         return str(self.record["steps"]["erase"]["key"])
 
+    def drawn(self) -> dict[tuple[str, str, str], Prompt]:
+        """The prompts besides its attack's whose images of both sides are in the store, by what makes them the same."""
+        prompts = self.prompts()
+        lost = {
+            digest
+            for side in ("original", "erased")
+            for digest in store.missing(self.images(side, prompts).folder, [p.digest() for p in prompts])
+        }
+        return {(p.group, p.id, p.digest()): p for p in prompts if p.digest() not in lost}
+
     def prompts(self) -> list[Prompt]:
-        """The prompts it drew besides its attack's."""
+        """The prompts it was to draw, besides its attack's."""
         config = self.record["config"]
         concepts: list[Concept] = [build(node) for node in (config["concept"], *config["also"])]
         erased = joint(concepts) if len(concepts) > 1 else concepts[0]
         return [p for p in build(config["prompts"]).prompts(erased) if p.group != "coco"]
 
-    def images(self, weights: str, prompts: Sequence[Prompt]) -> ImageSet:
+    def images(self, side: str, prompts: Sequence[Prompt]) -> ImageSet:
+        """Images of one side, where the run says they lie."""
         root = next(parent for parent in self.folder.parents if parent.name == "runs").parent
-        return image_set(root, weights, self.record["config"]["model"], prompts)
+        key = str(self.record["steps"]["draw"]["keys"][side])
+        return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
 
     def verdicts(self, side: str) -> Verdicts:
         """What its judge said; nothing if its table cannot be read."""
@@ -82,7 +93,7 @@ def find(root: Path, **wanted: str) -> list[Run]:
     for path in sorted(root.glob("runs/**/run.json"), key=lambda p: (-p.stat().st_mtime, str(p))):
         try:
             run = Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
-            _ = run.names["method"], run.erased, run.record["model_hash"], run.record["config"]["prompts"]
+            _ = run.names["method"], run.erased, run.record["model_hash"], run.record["steps"]["draw"]["keys"]
         except (OSError, ValueError, KeyError, TypeError):  # unfinished, or of an older version
             continue
         if all(not value or run.names.get(key) == value for key, value in wanted.items()):
@@ -109,15 +120,23 @@ def choose(runs: Sequence[Run], methods: Sequence[str] = ()) -> tuple[dict[str, 
             raise FileNotFoundError(f"method {name!r} must have been run; found {have}; run it first")
         columns[name] = found[0]
     if not methods:
-        erased = {run.erased: run for run in reversed(runs) if run.erased != run.record["model_hash"]}
-        labels = [run.names["method"] for run in erased.values()]
-        for run in sorted(erased.values(), key=lambda run: run.names["method"]):
-            label = run.names["method"]
-            columns[label if labels.count(label) == 1 else f"{label} ({run.names['recipe']})"] = run
+        newest = {
+            (run.names["method"], run.names["recipe"]): run
+            for run in reversed(runs)
+            if run.erased != run.record["model_hash"]
+        }
+        labels = [label for label, _ in newest]
+        columns = {
+            label if labels.count(label) == 1 else f"{label} ({recipe})": run
+            for (label, recipe), run in sorted(newest.items(), key=lambda pair: pair[0])
+        }
     if not columns:
         return {}, []
-    reference = next(iter(columns.values())) if methods else runs[0]
+    reference = next(iter(columns.values())) if methods else next(run for run in runs if run in columns.values())
     unfit = [name for name, run in columns.items() if _ground(run) != _ground(reference)]
+    if not methods:
+        shown = reference.drawn()
+        unfit += [n for n, run in columns.items() if n not in unfit and not shown.keys() & run.drawn().keys()]
     if unfit and methods:
         raise ValueError(
             f"{unfit[0]} must have been run on the model, drawing settings and concept of {methods[0]}; leave one out"
@@ -136,15 +155,7 @@ def shared_prompts(columns: dict[str, Run]) -> list[Prompt]:
     Raises:
         ValueError: there are none.
     """
-    drawn = []
-    for run in columns.values():
-        prompts = run.prompts()
-        missing = {
-            digest
-            for weights in (run.erased, run.record["model_hash"])
-            for digest in store.missing(run.images(weights, prompts).folder, [p.digest() for p in prompts])
-        }
-        drawn.append({(p.group, p.id, p.digest()): p for p in prompts if p.digest() not in missing})
+    drawn = [run.drawn() for run in columns.values()]
     common = reduce(lambda a, b: {key: p for key, p in a.items() if key in b}, drawn)
     if not common:
         raise ValueError(
@@ -168,8 +179,8 @@ def compare(columns: dict[str, Run], *, per_group: int = 2, tile: int = 72) -> I
     """
     first = next(iter(columns.values()))
     prompts = shared_prompts(columns)
-    images = {"original": first.images(first.record["model_hash"], prompts)}
-    images |= {name: run.images(run.erased, prompts) for name, run in columns.items()}
+    images = {"original": first.images("original", prompts)}
+    images |= {name: run.images("erased", prompts) for name, run in columns.items()}
     said = {"original": first.verdicts("original")}
     said |= {name: run.verdicts("erased") for name, run in columns.items()}
     config = first.record["config"]
@@ -218,7 +229,7 @@ def _columns(root: Path, given: Mapping[str, Any]) -> dict[str, Run]:
             f"{root} must hold a run that erases {newest['concept']}; found method=none; run one first"
         )
     for name in unfit:
-        print(f"left out: {name} (another model, drawing setting or concept config than the newest run)")
+        print(f"left out: {name} (no image of the newest run's model, drawing settings, concept and prompts)")
     return columns
 
 

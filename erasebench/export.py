@@ -15,17 +15,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from erasebench import diffusion
 from erasebench.cell import model_hash
 from erasebench.command.arguments import command, parse
-from erasebench.diffusion import erasures
 from erasebench.report import tables
 from erasebench.report.card import card, facts
 from erasebench.report.runs import find_run
@@ -85,6 +81,9 @@ def _check(format: str, out: Path) -> None:
 
 def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
     """The erased and the original model of a run's record, on the CPU."""
+    from erasebench import diffusion  # here, as torch is: the command says what it is before it loads for seconds
+    from erasebench.diffusion import erasures
+
     key = record["steps"]["erase"]["key"]
     folder = root / "cache" / "erase" / key
     if (folder / erasures.RECORD).is_file() and (guide := erasures.read(folder).get("guide")):
@@ -133,7 +132,7 @@ def base_licence(model: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Any:
+def _new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` in one move."""
     out.parent.mkdir(parents=True, exist_ok=True)
     work = work_path(out)
@@ -155,6 +154,8 @@ def changed_by_part(erased: Pipeline, original: Pipeline) -> dict[str, dict[str,
     Raises:
         ValueError: there are none.
     """
+    from erasebench import diffusion
+
     parts: dict[str, dict[str, Any]] = {}
     for name, tensor in diffusion.changed_tensors(erased, original).items():
         part, _, key = name.partition(".")
@@ -166,6 +167,8 @@ def changed_by_part(erased: Pipeline, original: Pipeline) -> dict[str, dict[str,
 
 def _write_parts(erased: Pipeline, original: Pipeline, folder: Path, metadata: Mapping[str, str]) -> list[str]:
     """A file for each part; returns how each is loaded."""
+    from safetensors.torch import save_file
+
     parts = changed_by_part(erased, original)
     for part, tensors in parts.items():
         save_file(tensors, folder / f"{part}.safetensors", metadata={"format": "pt", **metadata})
@@ -176,6 +179,8 @@ def _write_file(
     erased: Pipeline, original: Pipeline, out: Path, told: Callable[[str], str], metadata: Mapping[str, str]
 ) -> list[Path]:
     """All changed tensors in one file, with their part before their names if there are several parts."""
+    from safetensors.torch import save_file
+
     parts = changed_by_part(erased, original)
     alone = len(parts) == 1
     tensors = {key if alone else f"{part}.{key}": t for part, held in parts.items() for key, t in held.items()}

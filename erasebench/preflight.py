@@ -104,15 +104,11 @@ def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
             key = next((group for group in SHARED if node and node == config.get(group)), key)
             yield key, node
             for name, value in node.items():
-                if name == "sources" and isinstance(value, Mapping):  # by concept: only the run's own are read
-                    value = {concept: one for concept, one in value.items() if concept in concepts}
                 yield from below(value, f"{key}.{name}")
         elif isinstance(node, list | tuple):
             for i, value in enumerate(node):
                 yield from below(value, f"{key}.{i}")
 
-    nodes = [config.get("concept"), *(config.get("also") or [])]
-    concepts = {str(node["name"]) if isinstance(node, Mapping) else str(node) for node in nodes}
     for group in READ:
         yield from below(config.get(group), group)
 

@@ -50,12 +50,6 @@ def test_each_missing_thing_has_a_line_and_downloads_only_where_there_is_no_netw
     assert "\n" not in str(error.value) and len(error.value.lines) >= 3
 
 
-def test_of_sources_by_concept_only_the_run_s_own_is_read(config, tmp_path):
-    sources = {name: {"_target_": "x.Y", "path": f"{tmp_path}/{name}.csv"} for name in ("nudity", "violence")}
-    found = preflight.needs(changed(config, tmp_path, attack={"_target_": "x.Y", "vector": {"sources": sources}}))
-    assert [need.what for need in found if need.key.startswith("attack")] == [f"{tmp_path}/nudity.csv"]
-
-
 def test_a_full_disk_and_a_device_that_is_not_there_are_missing_things(config, tmp_path, monkeypatch):
     (tmp_path / "prompts.csv").write_text("prompt\n", encoding="utf-8")
     monkeypatch.setattr(preflight, "missing_packages", lambda node: [])
