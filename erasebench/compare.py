@@ -10,9 +10,8 @@ Shows what runs have drawn, whatever they were attacked with; nothing is drawn h
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from erasebench import store
+from erasebench import fields, store
 from erasebench.building import build
+from erasebench.command.arguments import command, parse
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.pictures import save
 from erasebench.report.tables import read_scores
@@ -33,9 +33,8 @@ USAGE = (
     "usage: python -m erasebench.compare [concept=NAME] [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "
     "[tile=72] [out=FILE]"
 )
-DEFAULTS = {
-    "concept": "", "results": "results", "model": "", "method": "", "seed": "", "per_group": "2", "tile": "72",
-    "out": "",
+DEFAULTS: dict[str, Any] = {
+    "concept": "", "results": "results", "model": "", "method": [], "seed": "", "per_group": 2, "tile": 72, "out": "",
 }  # fmt: skip
 
 
@@ -192,35 +191,28 @@ def compare(columns: dict[str, Run], *, per_group: int = 2, tile: int = 72) -> I
     return contact_sheet(images, title=title, verdicts=said, per_group=per_group, blur=blur, tile=tile)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if bad := [a for a in arguments if "=" not in a] + sorted(set(given) - set(DEFAULTS)):
-        print(f"error: unknown argument {bad[0]!r}; {USAGE}", file=sys.stderr)
-        return 2
-    root = Path(given["results"]).expanduser()
-    try:
-        numbers = {name: _number(name, given[name]) for name in ("per_group", "tile")}
+
+    def work(words: list[str]) -> str:
+        given = parse(words, DEFAULTS)
+        root = Path(given["results"])
+        numbers = {name: fields.integer(name, given[name], least=1) for name in ("per_group", "tile")}
         columns = _columns(root, given)
         page = compare(columns, **numbers)
         concept = next(iter(columns.values())).names["concept"]
         files = [Path(given["out"])] if given["out"] else [root / f"compare_{concept}.{end}" for end in ("png", "pdf")]
         for file in files:
             save(page, file)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 2
-    print(f"written: {' '.join(map(str, files))} (original, {', '.join(columns)})")
-    return 0
+        return f"written: {' '.join(map(str, files))} (original, {', '.join(columns)})"
+
+    return command(USAGE, __doc__, arguments, work)
 
 
-def _columns(root: Path, given: dict[str, str]) -> dict[str, Run]:
+def _columns(root: Path, given: Mapping[str, Any]) -> dict[str, Run]:
     """The runs to show: of the newest run's model, concept and seed where none is given."""
     wanted = {key: given[key] for key in ("model", "concept", "seed")}
-    methods = [name for name in re.split(r",(?![^\[]*\])", given["method"]) if name]  # not the commas in uce[a=1,b=2]
+    methods = given["method"]
     runs = find(root, **wanted)
     if methods:
         wanted_first = [run for run in runs if run.names["method"] in methods] or runs
@@ -241,11 +233,5 @@ def _columns(root: Path, given: dict[str, str]) -> dict[str, Run]:
     return columns
 
 
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name} must be an integer >= 1; got {text!r}")
-    return int(text)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

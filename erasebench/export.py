@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from erasebench.cell import model_hash
+from erasebench.command.arguments import command, parse
 from erasebench.report import tables
 from erasebench.report.card import card, facts
 from erasebench.report.runs import find_run
@@ -208,25 +209,18 @@ def _loading(file: str, part: str) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if len(given) != len(arguments) or not {"run", "out"} <= set(given) <= {"run", "format", "out"}:
-        print(USAGE, file=sys.stderr)
-        return 2
-    out = Path(given["out"]).expanduser()
-    format = given.get("format") or ("safetensors" if out.suffix == ".safetensors" else "diffusers")
-    try:
+
+    def work(words: list[str]) -> str:
+        given = parse(words, {"run": "", "out": "", "format": ""}, needed=("run", "out"))
+        out = Path(given["out"])
+        format = given["format"] or ("safetensors" if out.suffix == ".safetensors" else "diffusers")
         files = export(Path(given["run"]), format, out)
-    except (OSError, ValueError, ArithmeticError) as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB, written to {given['out']}")
-    return 0
+        return f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB, written to {out}"
+
+    return command(USAGE, __doc__, arguments, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

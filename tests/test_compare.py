@@ -108,9 +108,9 @@ def test_the_command_writes_a_picture_or_says_what_is_wrong(tmp_path, capsys):
         (["concept=dog", f"results={tmp_path}"], "must hold finished runs of concept=dog; found none"),
         (["concept=cat", f"results={tmp_path}", "method=rece"], "method 'rece' must have been run; found uce"),
         ([f"results={tmp_path / 'no'}"], "must hold finished runs; found none"),
-        (["concept=cat", "methods=uce"], "unknown argument 'methods'"),
-        (["concept"], "unknown argument 'concept'"),
-        (["concept=cat", f"results={tmp_path}", "tile=big"], "tile must be an integer >= 1; got 'big'"),
+        (["concept=cat", "methods=uce"], "did you mean method?"),
+        (["concept"], "'concept' - must be key=value"),
+        (["concept=cat", f"results={tmp_path}", "tile=big"], "tile - must be an integer; got 'big'"),
         (["concept=cat", f"results={tmp_path}", "out=a.jpg"], "out must end in .png or .pdf"),
     ):
         assert compare.main(arguments) == 2
