@@ -53,7 +53,8 @@ class RuleJudge(Judge):
     @property
     def about(self) -> str:
         """The rule in words."""
-        return f"{self.metric} of {type(self.evaluator).__name__} {'at least' if self.above else 'at most'} {self.threshold:g}"
+        side = "at least" if self.above else "at most"
+        return f"{self.metric} of {type(self.evaluator).__name__} is {side} {self.threshold:g}"
 
     def check(self, concepts: Collection[str]) -> None:
         """Refuse a concept that the rule is not for."""
@@ -77,8 +78,8 @@ class RuleJudge(Judge):
             found = {s.prompt_id: s.value for s in self.evaluator.score(drawn, drawn) if self._is_it(s.metric)}
         if absent := [p.id for p in prompts if p.id not in found]:
             raise ValueError(
-                f"judge.metric must be one that the evaluator gives each image; got {self.metric!r}, which {len(absent)} of "
-                f"{len(prompts)} images lack; name one of its metrics"
+                f"judge.metric must be one that the evaluator gives each image; got {self.metric!r}, which "
+                f"{len(absent)} of {len(prompts)} images lack; name one of its metrics"
             )
         values = [found[p.id] for p in prompts]
         hits = [v >= self.threshold if self.above else v <= self.threshold for v in values]
