@@ -156,9 +156,7 @@ class CsvPairs:
         with_, without = self.columns
         rows = read_rows(path, dict.fromkeys(self.columns, "name both: attack.vector.columns=[WITH,WITHOUT]"))
         if empty := next((place for place, row in rows if not row[with_]), None):
-            raise ValueError(
-                f"{path.name} {empty}, column {with_!r} must be a text; got none; mend or drop it"
-            )
+            raise ValueError(f"{path.name} {empty}, column {with_!r} must be a text; got none; mend or drop it")
         return [(row[with_], row[without]) for _, row in rows]
 
     def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
