@@ -21,19 +21,20 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from attacks.descent import Models, Slot, Steps, descend
 
-from attacks import denoising
 from attacks.evolution import Ids, Losses, Memo, run
+from attacks.free_tokens import Vocabulary
 from attacks.p4d import P4D
 from attacks.pairs import TextPairs
 from attacks.ringabell import RingABell, Space
-from attacks.token_search import PrefixSearch
+from attacks.side_by_side import Batch
+from attacks.token_search import Models, PrefixSearch
 from attacks.unlearndiffatk import UnlearnDiffAtk
 from benchmarks.erase import sd14_shape
 from erasebench import diffusion
@@ -114,18 +115,16 @@ def throughput(pipe: Any, attack: PrefixSearch, batch: int, size: int, passes: i
             loss = unet(x, t, encoder_hidden_states=given, return_dict=False)[0].float().square().mean()
             torch.autograd.grad(loss, leaf)
 
-    vocabulary = denoising.Vocabulary.of(pipe)
-    models = Models(pipe, pipe, CAT, Blind(), vocabulary, attack.relax(vocabulary), some)
-    steps = Steps(
-        iterations=passes, timestep=attack.timestep, lr=attack.lr, decay=attack.weight_decay,
-        decoupled=attack.decoupled, distils=attack.distils, seed=0,
-    )  # fmt: skip
+    attack = replace(attack, iterations=passes)
+    models = Models(pipe, pipe, CAT, Blind(), Vocabulary.of(pipe), some)
     latents = {i: torch.randn(shape) for i in range(batch)}
     records: dict[int, dict[str, Any]] = {i: {"forward": 0, "backward": 0, "gradient": "none"} for i in range(batch)}
-    slots: list[Slot] = [attack._slot(models, i, records, latents) for i in range(batch)]
+    slots = [attack._slot(models, i, records, latents) for i in range(batch)]
 
     def searched() -> None:
-        descend(models, slots, steps)
+        side_by_side = Batch(pipe, pipe, models.vocabulary, slots, seed=0)
+        attack.descend(side_by_side)
+        side_by_side.close()
         for slot in slots:
             slot.round = 0
 
