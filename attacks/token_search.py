@@ -20,7 +20,7 @@ from attacks.free_tokens import Vocabulary
 from attacks.queries import Querying, attacked, better, names_concept, noted, unasked
 from attacks.side_by_side import Batch, Slot
 from erasebench import progress
-from erasebench.fields import integer, number, numbers
+from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline, Prompt
@@ -265,7 +265,11 @@ class PrefixSearch(TokenSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "timesteps", numbers("timesteps", self.timesteps, least=0, whole=True))
+        if not isinstance(self.timesteps, list | tuple) or not self.timesteps:
+            raise ValueError(
+                f"timesteps must hold at least one integer >= 0; got {self.timesteps!r}; write timesteps=[500]"
+            )
+        object.__setattr__(self, "timesteps", tuple(integer("timesteps", t, least=0) for t in self.timesteps))
         integer("iterations", self.iterations, least=1)
         if self.tokens is not None:
             integer("tokens", self.tokens, least=1)
