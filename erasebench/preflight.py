@@ -170,7 +170,7 @@ def _device(key: str, value: Any) -> Need:
     try:
         check_device(key, value)
     except ValueError as error:
-        return Need(key, f"device {value}", "device", False, str(error).rpartition("; ")[2])
+        return Need(key, f"device {value}", "device", False, str(error).partition("here, ")[2])  # which there are
     return Need(key, f"device {value}", "device", True)
 
 
