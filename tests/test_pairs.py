@@ -68,7 +68,10 @@ def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"with,other\na,b\n", "pairs.csv has no column 'without'; found with, other; name the columns"),
+        (
+            b"with,other\na,b\n",
+            "pairs.csv has no column 'without'; found with, other; did you mean with?; name the columns",
+        ),
         (b"", "pairs.csv has no column 'with'; found an empty file"),
         (b"with;without\na;b\n", "save it with commas"),
         (b"with,without\n", "got only a header"),
