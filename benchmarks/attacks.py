@@ -115,14 +115,18 @@ def throughput(pipe: Any, attack: PrefixSearch, batch: int, size: int, passes: i
             loss = unet(x, t, encoder_hidden_states=given, return_dict=False)[0].float().square().mean()
             torch.autograd.grad(loss, leaf)
 
-    one_round, vocabulary = replace(attack, iterations=passes), Vocabulary.of(pipe)
-    models = Models(pipe, pipe, CAT, Blind(), vocabulary, some)
+    attack = replace(attack, iterations=passes)
+    models = Models(pipe, pipe, CAT, Blind(), Vocabulary.of(pipe), some)
     latents = {i: torch.randn(shape) for i in range(batch)}
     records: dict[int, dict[str, Any]] = {i: {"forward": 0, "backward": 0, "gradient": "none"} for i in range(batch)}
-    slots = [one_round._slot(models, i, records, latents) for i in range(batch)]
+    slots = [attack._slot(models, i, records, latents) for i in range(batch)]
 
     def searched() -> None:
-        one_round.descend(Batch(pipe, pipe, vocabulary, slots, seed=0))
+        side_by_side = Batch(pipe, pipe, models.vocabulary, slots, seed=0)
+        attack.descend(side_by_side)
+        side_by_side.close()
+        for slot in slots:
+            slot.round = 0
 
     bare, whole = timed(pipe, lambda: passed(False), passes), timed(pipe, lambda: passed(True), passes)
     return bare, whole, timed(pipe, searched, passes)

@@ -15,16 +15,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from erasebench import diffusion
 from erasebench.cell import model_hash
-from erasebench.diffusion import erasures
+from erasebench.command.arguments import command, parse
 from erasebench.report import tables
 from erasebench.report.card import card, facts
 from erasebench.report.runs import find_run
@@ -84,6 +81,9 @@ def _check(format: str, out: Path) -> None:
 
 def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
     """The erased and the original model of a run's record, on the CPU."""
+    from erasebench import diffusion  # here, as torch is: the command says what it is before it loads for seconds
+    from erasebench.diffusion import erasures
+
     key = record["steps"]["erase"]["key"]
     folder = root / "cache" / "erase" / key
     if (folder / erasures.RECORD).is_file() and (guide := erasures.read(folder).get("guide")):
@@ -132,7 +132,7 @@ def base_licence(model: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Any:
+def _new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` in one move."""
     out.parent.mkdir(parents=True, exist_ok=True)
     work = work_path(out)
@@ -154,6 +154,8 @@ def changed_by_part(erased: Pipeline, original: Pipeline) -> dict[str, dict[str,
     Raises:
         ValueError: there are none.
     """
+    from erasebench import diffusion
+
     parts: dict[str, dict[str, Any]] = {}
     for name, tensor in diffusion.changed_tensors(erased, original).items():
         part, _, key = name.partition(".")
@@ -165,6 +167,8 @@ def changed_by_part(erased: Pipeline, original: Pipeline) -> dict[str, dict[str,
 
 def _write_parts(erased: Pipeline, original: Pipeline, folder: Path, metadata: Mapping[str, str]) -> list[str]:
     """A file for each part; returns how each is loaded."""
+    from safetensors.torch import save_file
+
     parts = changed_by_part(erased, original)
     for part, tensors in parts.items():
         save_file(tensors, folder / f"{part}.safetensors", metadata={"format": "pt", **metadata})
@@ -175,6 +179,8 @@ def _write_file(
     erased: Pipeline, original: Pipeline, out: Path, told: Callable[[str], str], metadata: Mapping[str, str]
 ) -> list[Path]:
     """All changed tensors in one file, with their part before their names if there are several parts."""
+    from safetensors.torch import save_file
+
     parts = changed_by_part(erased, original)
     alone = len(parts) == 1
     tensors = {key if alone else f"{part}.{key}": t for part, held in parts.items() for key, t in held.items()}
@@ -203,22 +209,18 @@ def _loading(file: str, part: str) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if len(given) != len(arguments) or not {"run", "out"} <= set(given) <= {"run", "format", "out"}:
-        print(USAGE, file=sys.stderr)
-        return 2
-    out = Path(given["out"]).expanduser()
-    format = given.get("format") or ("safetensors" if out.suffix == ".safetensors" else "diffusers")
-    try:
+
+    def work(words: list[str]) -> str:
+        given = parse(words, {"run": "", "out": "", "format": ""}, needed=("run", "out"))
+        out = Path(given["out"])
+        format = given["format"] or ("safetensors" if out.suffix == ".safetensors" else "diffusers")
         files = export(Path(given["run"]), format, out)
-    except (OSError, ValueError, ArithmeticError) as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB, written to {given['out']}")
-    return 0
+        return f"{len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.1f} MB, written to {out}"
+
+    return command(USAGE, __doc__, arguments, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

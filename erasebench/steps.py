@@ -193,6 +193,7 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
             todo["erased"] = []
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
+        record["keys"] = {side: images.key for side, images in sets.items()}  # where they lie, for whoever shows them
         record["truncated"] = _truncated(models["original"][0], prompts)
         with progress.bar(total=total, desc="draw", unit="image") as bar:
             for side, digests in todo.items():

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from erasebench.paper import TABLES, main
+from erasebench.report import budget
 from erasebench.report.attack_tables import Rate, attack_matrix, attacks, draw_budget, transfer
 from erasebench.report.attack_tables import cells as cells_of
 from erasebench.report.budget import success_by_budget
@@ -182,7 +183,8 @@ def test_one_picture_of_all_curves_on_one_model(tmp_path):
     draw_budget(found, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         colours = {c for _, c in image.convert("RGB").getcolors(1 << 20)}
-    assert (0x00, 0x72, 0xB2) in colours and (0x66, 0x66, 0x66) in colours  # the attack's blue, the control's grey
+    own = tuple(bytes.fromhex(budget.colour("unlearndiffatk")[1:]))
+    assert own in colours and (0x66, 0x66, 0x66) in colours  # the attack's, the control's grey
     curve = next(c.curve for c in found if c.attack == "unlearndiffatk")
     assert curve.queries.tolist() == list(range(9)) and curve.present.tolist()[4:] == [2, 16, 16, 16, 16]
     write_run(tmp_path, "reseed", 4, method="rece", most=5)

@@ -11,9 +11,8 @@ from PIL import Image
 
 from erasebench import compare
 from erasebench.building import build
-from erasebench.cell import image_set
 from erasebench.report.contact_sheet import GAP, LABEL
-from erasebench.store.images import write_shard
+from erasebench.store.images import image_folder, write_shard
 from erasebench.types import joint
 
 PROMPTS = {
@@ -35,19 +34,19 @@ def run_of(root, method, colour, stripes=1, attack="none", folder=None, key=None
     place.mkdir(parents=True)
     names = {"model": "emoji", "concept": config["concept"]["name"], "method": method, "recipe": recipe}
     key = key or folder or method
-    record = {
-        "identity": config | {"names": names}, "config": config, "model_hash": "m", "steps": {"erase": {"key": key}}
-    }  # fmt: skip
-    (place / "run.json").write_text(json.dumps(record))
-    os.utime(place / "run.json", (now := next(clock), now))  # each newer than the one before
-    for weights, shade in (("m", 200), (key, colour)):
-        concepts = [build(node) for node in (config["concept"], *config["also"])]
-        concept = joint(concepts) if len(concepts) > 1 else concepts[0]
-        images = image_set(root, weights, config["model"], build(config["prompts"]).prompts(concept))
+    concepts = [build(node) for node in (config["concept"], *config["also"])]
+    prompts = build(config["prompts"]).prompts(joint(concepts) if len(concepts) > 1 else concepts[0])
+    keys = {}
+    for side, weights, shade in (("original", "m", 200), ("erased", key, colour)):
+        keys[side] = f"{weights}-{config['model']['steps']}"
         pixels = np.full((64, 64, 3), shade, np.uint8)
         pixels[::2] //= stripes  # which blurring takes away
         picture = Image.fromarray(pixels)
-        write_shard(images.folder, 0, [(p.digest(), picture, "ok") for p in images.prompts])
+        write_shard(image_folder(root, keys[side]), 0, [(p.digest(), picture, "ok") for p in prompts])
+    steps = {"erase": {"key": key}, "draw": {"keys": keys}}
+    record = {"identity": config | {"names": names}, "config": config, "model_hash": "m", "steps": steps}
+    (place / "run.json").write_text(json.dumps(record))
+    os.utime(place / "run.json", (now := next(clock), now))  # each newer than the one before
 
 
 def shades(page, columns, tile):
@@ -109,9 +108,9 @@ def test_the_command_writes_a_picture_or_says_what_is_wrong(tmp_path, capsys):
         (["concept=dog", f"results={tmp_path}"], "must hold finished runs of concept=dog; found none"),
         (["concept=cat", f"results={tmp_path}", "method=rece"], "method 'rece' must have been run; found uce"),
         ([f"results={tmp_path / 'no'}"], "must hold finished runs; found none"),
-        (["concept=cat", "methods=uce"], "unknown argument 'methods'"),
-        (["concept"], "unknown argument 'concept'"),
-        (["concept=cat", f"results={tmp_path}", "tile=big"], "tile must be an integer >= 1; got 'big'"),
+        (["concept=cat", "methods=uce"], "did you mean method?"),
+        (["concept"], "'concept' - must be key=value"),
+        (["concept=cat", f"results={tmp_path}", "tile=big"], "tile - must be an integer; got 'big'"),
         (["concept=cat", f"results={tmp_path}", "out=a.jpg"], "out must end in .png or .pdf"),
     ):
         assert compare.main(arguments) == 2
@@ -139,6 +138,24 @@ def test_a_longer_run_stands_beside_a_shorter_one_with_the_prompts_of_both(tmp_p
     columns, unfit = compare.choose(compare.find(tmp_path))
     assert len(compare.shared_prompts(columns)) == 3 and not unfit
     assert shades(compare.compare(columns, tile=40), 3, 40) == [200, 50, 100]
+
+
+def test_what_shares_no_image_with_the_newest_run_is_left_out(tmp_path, capsys):
+    run_of(tmp_path, "rece", 30, prompts=PROMPTS | {"seed": 1})
+    run_of(tmp_path, "uce", 100)
+    run_of(tmp_path, "esd_x", 20)
+    for file in image_folder(tmp_path, "uce-2").iterdir():
+        file.unlink()
+    assert compare.main([f"results={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "left out: rece" in said and "left out: uce" in said and "(original, esd_x)" in said
+
+
+def test_of_two_runs_with_one_name_the_newer_is_shown(tmp_path):
+    run_of(tmp_path, "uce", 100)
+    run_of(tmp_path, "uce", 30, attack="reseed", key="another version of the code")
+    page, names = page_of(tmp_path)
+    assert shades(page, 2, 40) == [200, 30] and names == ["uce"]
 
 
 def test_what_does_not_fit_beside_is_left_out_or_refused(tmp_path, capsys):

@@ -184,6 +184,7 @@ def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
         write_scores(tmp_path / "runs" / "emoji" / "cat" / method / "none" / "seed0" / "scores.parquet", scores(method))
     code = (
         "import sys; from erasebench.leaderboard import main; code = main(sys.argv[1:]);"
+        "import erasebench.paper, erasebench.report.attack_tables, erasebench.report.readme_tables;"
         "loaded = {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules);"
         "sys.exit(code or (3 if loaded else 0))"
     )

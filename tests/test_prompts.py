@@ -78,7 +78,7 @@ HEAD = "case,prompt,evaluation_seed,g\n"
         ("case_number,prompt\n1,a\n", "set.csv has no column 'evaluation_seed'; found case_number, prompt"),
         ("prompt,evaluation_seed,prompt\na,1,b\n", "set.csv has more than one column 'prompt'"),
         ("", "set.csv has no column 'prompt'; found an empty file"),
-        (HEAD, "set.csv must have at least one prompt; got only a header"),
+        (HEAD, "set.csv must have at least one row; got only a header"),
         (HEAD + "1,a,1,\n2,b, c,2,\n", "set.csv line 3 must have 4 fields like the header; got 5; put a field"),
         (HEAD + '1,"two\nlines",1,\n2,b\n', "set.csv line 4 must have 4 fields like the header; got 2"),
         (HEAD + '1,a,1,\n2,"b,2,\n', "set.csv line 3 must be valid CSV"),

@@ -159,3 +159,12 @@ def test_each_judge_has_rows_of_its_own_and_the_first_one_speaks(tmp_path):
     lines = display.table(tables.summarise(both))
     assert lines.index("by strict:") > lines.index(next(line for line in lines if line.startswith("blend.v3")))
     assert sum(line.startswith("loud at its name") for line in lines) == 2
+
+
+def test_relations_stand_below_what_is_kept():
+    near = {"evaluator": "noise", "metric": f"calm.{JUDGE}", "judge": JUDGE, "group": "unrelated"}
+    relations = ["visual", "visual", "unrelated"]  # the last says no more than its group
+    found = [Score(prompt_id=str(i), value=1.0, relation=relation, **near) for i, relation in enumerate(relations)]
+    facts = {"run": "r", "cell": cell(), "versions": {"noise": 4}, "headlines": HEADLINES}
+    lines = display.table(tables.summarise(tables.scores_frame(found, side="erased", **facts)))
+    assert [line.split("  ")[0:2] for line in lines[1:]] == [["calm elsewhere", "3"], ["", "visual"]]

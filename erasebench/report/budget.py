@@ -117,7 +117,7 @@ def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: C
         path: of the picture.
         tables: name in the legend -> table; the legend is in the order of their last values, and left out for one.
         title: above the picture.
-        controls: names of attacks that declare themselves controls: dashed and grey, without a band.
+        controls: names of attacks that declare themselves controls: dashed and grey, and beside others without a band.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: C
     axes: Any = figure.add_subplot()
     longest = max((int(table.queries.max()) for table in tables.values()), default=1)
     for place, (name, style) in enumerate(styles(tables, controls).items()):
-        _curve(axes, tables[name], name, style, place)
+        _curve(axes, tables[name], name, style, place, band=name not in controls or len(tables) == 1)
     axes.set(xlim=(0.7, max(longest, 2) + LAST + 0.1), ylim=(-3, 103), ylabel="concept present, %")
     axes.set_xlabel("images judged per prompt")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
@@ -158,14 +158,14 @@ def styles(tables: Mapping[str, pd.DataFrame], controls: Collection[str] = ()) -
     return dict(sorted(out.items(), key=lambda pair: -tables[pair[0]].asr.iloc[-1]))
 
 
-def _curve(axes: Any, whole: pd.DataFrame, name: str, style: Mapping[str, Any], place: int) -> None:
-    """A curve from the first image on, a dot at its last, its band; every step is as long as the others."""
+def _curve(axes: Any, whole: pd.DataFrame, name: str, style: Mapping[str, Any], place: int, band: bool) -> None:
+    """A curve from the first image on, a dot at its last, its band; the last step is drawn beyond its image."""
     table = whole[whole.queries > 0].astype({"queries": float})
     if not len(table):
         return
     end = table.iloc[-1]
     table = pd.concat([table, table.tail(1).assign(queries=end.queries + LAST)])
-    if style["color"] != GREY:
+    if band:
         low, high = 100 * table.low, 100 * table.high
         axes.fill_between(table.queries, low, high, step="post", alpha=0.08, color=style["color"], lw=0, zorder=1)
         for edge in (low, high):

@@ -78,7 +78,7 @@ def _relations(row: Mapping[str, Any], summary: pd.DataFrame) -> list[list[str]]
     part = _matching(summary, row, group=row["group"])
     return [
         [f"  {r['relation']}", str(r["n"]), _cell(r, "base", r["unit"]), _cell(r, "mean", r["unit"]), ""]
-        for r in part[part.relation != ""].to_dict("records")
+        for r in part[~part.relation.isin(["", row["group"]])].to_dict("records")
     ]
 
 
