@@ -70,7 +70,7 @@ def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
     [
         (
             b"with,other\na,b\n",
-            "pairs.csv has no column 'without'; found with, other; did you mean with?; name",
+            "pairs.csv has no column 'without'; found with, other; did you mean with?; name the columns",
         ),
         (b"", "pairs.csv has no column 'with'; found an empty file"),
         (b"with;without\na;b\n", "save it with commas"),
