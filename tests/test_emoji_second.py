@@ -6,13 +6,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from erasebench import diffusion
+from erasebench.emoji.classifier import EmojiJudge
+from erasebench.emoji.contrastive import load_contrastive
 from erasebench.emoji.networks import Contrastive, vision_encoder
-from erasebench.emoji.training import parts
-from erasebench.emoji.training.second import reading, stages, texts
+from erasebench.emoji.training import parts, world
+from erasebench.emoji.training.second import grammar, reading, stages, texts
 from erasebench.emoji.training.second.loop import Trainer, together
 from erasebench.emoji.training.second.stock import Stock, _padded
+from erasebench.store.files import locate
+from erasebench.types import Prompt
 
-LABELS = ["red heart", "anchor"]
+LABELS, SHIPPED = ["red heart", "anchor"], "pkg:erasebench/emoji/weights2"
 
 
 def a_stock(codes: list[str], style: list[int]) -> Stock:
@@ -104,6 +109,29 @@ def test_trainings_side_by_side_end_together_and_within_a_limit(tmp_path):
 def test_the_shapes_are_those_the_weights_have():
     assert stages.VARIANT in reading.VARIANTS
     assert parts.unet(16, 384).config.cross_attention_dim == 384
+
+
+def test_shipped_weights_are_small_and_half_precision():
+    files = [f for f in locate(SHIPPED).rglob("*") if f.is_file()]
+    oracles = sum(f.stat().st_size for f in locate("pkg:erasebench/emoji/oracles").glob("*"))
+    assert sum(f.stat().st_size for f in files) + oracles <= 40e6
+    assert {f.suffix for f in files} <= {".safetensors", ".json", ".txt"}
+
+
+def test_the_shipped_model_draws_sentences_it_has_not_read():
+    names = list(world.things())[::7]
+    said = [grammar.HELD_OUT[3 * i].format(c=n, s="noto", b="blue") for i, n in enumerate(names)]
+    prompts = [Prompt(id=n, text=t, seed=40 + i) for i, (n, t) in enumerate(zip(names, said, strict=True))]
+    drawn = diffusion.generate(diffusion.load(locate(SHIPPED)), prompts, steps=12, guidance_scale=3.0)
+    verdicts = EmojiJudge()([image for _, image, _ in drawn], names)
+    assert sum(v.present for v in verdicts) >= len(names) - 2  # measured in full by emoji.training.quality
+
+
+def test_its_contrastive_model_tells_a_synonym_from_another_concept():
+    clip, names = load_contrastive(SHIPPED), list(world.things())
+    words = clip.text_features([f"a {n}" for n in names])
+    found = (clip.text_features([f"a {t.synonyms[0]}" for t in world.things().values()]) @ words.T).argmax(1)
+    assert (found == range(len(names))).mean() >= 0.95
 
 
 def test_edition_one_refuses_a_gpu(tmp_path, monkeypatch, capsys):
