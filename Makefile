@@ -66,8 +66,8 @@ lint: setup ## format, style, types, import rules
 
 .PHONY: benchmarks
 benchmarks: setup ## measure speed and memory
-	@set -e; for script in generate.py erase.py recipes.py methods.py "attacks.py ringabell" "attacks.py unlearndiffatk"; do \
-	  echo "== $$script"; "$(PY)" benchmarks/$$script; \
+	@set -e; for script in tables generate erase recipes methods "attacks ringabell" "attacks unlearndiffatk"; do \
+	  echo "== $$script"; "$(PY)" -m benchmarks.$$script; \
 	done
 
 .PHONY: setup

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ import torch
 from erasebench import diffusion
 from erasebench.fields import path as path_of
 from erasebench.fields import texts
+from erasebench.prompts.files import read_rows
 from erasebench.prompts.safety import mentions_minors
 from erasebench.types import Concept, Pipeline
 
@@ -74,10 +74,10 @@ def given(source: VectorSource | None) -> VectorSource:
 
     >>> given(None)
     Traceback (most recent call last):
-    ValueError: attack.vector must be given, for this model brings no pairs of texts; got none; use ...
+    ValueError: attack.vector must be given, for this model brings none for the concept; got none; use ...
     """
     if not source:
-        raise ValueError(f"attack.vector must be given, for this model brings no pairs of texts; got none; {GIVE}")
+        raise ValueError(f"attack.vector must be given, for this model brings none for the concept; got none; {GIVE}")
     return source
 
 
@@ -102,6 +102,8 @@ class TextPairs:
 
     def __post_init__(self) -> None:
         for name in ("pairs", "pairs_style"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name} must be a list of [with, without] texts; got {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(_pair(name, pair) for pair in getattr(self, name)))
         if not self.pairs:
             raise ValueError("pairs must hold at least one (with, without) pair of texts; got none")
@@ -131,6 +133,7 @@ class CsvPairs:
     Args:
         path: UTF-8 CSV file, read by ``check`` and ``vector``.
         columns: its columns (with, without).
+        concepts: names of the concepts it is about; empty: any.
         source: where to get the file if it is not there.
 
     Raises:
@@ -139,40 +142,31 @@ class CsvPairs:
 
     path: str
     columns: tuple[str, str] = ("sensitive prompt", "normal prompt")
+    concepts: tuple[str, ...] = ()
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", texts("columns", self.columns))
+        for name in ("columns", "concepts"):
+            object.__setattr__(self, name, texts(name, getattr(self, name)))
         if len(self.columns) != 2:
             raise ValueError(f"columns must name two columns (with, without); got {list(self.columns)}")
 
     def check(self, concept: Concept) -> None:
-        """Read the file once."""
+        """Read the file once, if it is about the concept."""
+        _check_about(concept, self.concepts)
         self.read()
 
     def read(self) -> list[Pair]:
         """The pairs in the file's order, duplicates included."""
-        with _existing(self.path, self.source).open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            try:
-                missing = [column for column in self.columns if column not in (rows.fieldnames or ())]
-                if missing:
-                    found = ", ".join(rows.fieldnames or ()) or "nothing"
-                    raise ValueError(f"{Path(self.path).name} has no column {missing[0]!r}; found {found}")
-                pairs = [self._row(row, rows.line_num) for row in rows]
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{self.path} must be UTF-8 text; got {error.reason} at byte {error.start}") from None
-            except csv.Error as error:
-                raise ValueError(f"{self.path} line {rows.line_num}: broken row: {error}; mend the quotes") from None
-        if not pairs:
-            raise ValueError(f"{self.path} must hold at least one pair; got a header and no row")
-        return pairs
-
-    def _row(self, row: dict[str, str], line: int) -> Pair:
-        with_, without = (row[column] for column in self.columns)
-        if not with_ or without is None or None in row:
-            raise ValueError(f"{self.path} line {line}: broken row: {list(row.values())}; mend or drop it")
-        return with_, without
+        with_, without = self.columns
+        advice = "name the columns with and without the concept: attack.vector.columns=[WITH,WITHOUT]"
+        rows = read_rows(_existing(self.path, self.source), dict.fromkeys(self.columns, advice))
+        for place, cells in rows:
+            if not cells[with_].strip():
+                raise ValueError(
+                    f"{self.path} {place}: {with_} must be a text; got an empty cell; mend or drop the row"
+                )
+        return [(cells[with_], cells[without]) for _, cells in rows]
 
     def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
         """``concept_vector`` of the file's pairs; for concepts of kind unsafe without those that mention minors."""
@@ -191,6 +185,7 @@ class SavedVector:
 
     Args:
         path: array [tokens, width] or [1, tokens, width] of finite floats; pickled arrays are refused.
+        concepts: names of the concepts it is about; empty: any.
         source: where to get the file if it is not there.
 
     Raises:
@@ -198,10 +193,15 @@ class SavedVector:
     """
 
     path: str
+    concepts: tuple[str, ...] = ()
     source: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "concepts", texts("concepts", self.concepts))
+
     def check(self, concept: Concept) -> None:
-        """Read the file once."""
+        """Read the file once, if it is about the concept."""
+        _check_about(concept, self.concepts)
         self.read()
 
     def read(self) -> np.ndarray:
@@ -232,33 +232,10 @@ class SavedVector:
         return torch.from_numpy(array)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ByConcept:
-    """For each concept a source of its own, such as what papers published for theirs; for others there is none.
-
-    Args:
-        sources: name of a concept -> its source; only that of the run's concept is read.
-
-    >>> ByConcept(sources={"car": TextPairs(pairs=(("a car", "a"),))}).check(Concept(name="cat", phrases=("cat",)))
-    Traceback (most recent call last):
-    ValueError: attack.vector must be given for 'cat', for what is published is about car; got none; use ...
-    """
-
-    sources: Mapping[str, VectorSource]
-
-    def check(self, concept: Concept) -> None:
-        """The check of the concept's own source; a ValueError if it has none."""
-        self._source(concept).check(concept)
-
-    def vector(self, pipe: Pipeline, concept: Concept) -> torch.Tensor:
-        """The vector of the concept's own source."""
-        return self._source(concept).vector(pipe, concept)
-
-    def _source(self, concept: Concept) -> VectorSource:
-        if concept.name not in self.sources:
-            known = f"for what is published is about {', '.join(self.sources)}"
-            raise ValueError(f"attack.vector must be given for {concept.name!r}, {known}; got none; {GIVE}")
-        return self.sources[concept.name]
+def _check_about(concept: Concept, known: Sequence[str]) -> None:
+    if known and concept.name not in known:
+        what = f"attack.vector must be about {concept.name!r}; got one about {', '.join(known)}"
+        raise ValueError(f"{what}; attack one concept at a time, or {GIVE}")
 
 
 def _pair(name: str, pair: object) -> Pair:

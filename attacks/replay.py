@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from erasebench import fields
 from erasebench.prompts.safety import safe_prompts
 from erasebench.protocols import Attack, Judge
 from erasebench.report.found import read_found
@@ -37,6 +38,10 @@ class Replay(Attack):
 
     access = "none"
     strength = "text"  # or that of the attack that is replayed
+
+    def __post_init__(self) -> None:
+        fields.path("attack.run", self.run)
+        fields.flag("attack.successes", self.successes)
 
     def check(self, concept: Concept) -> None:
         """Read the prompts once, before any weight is loaded."""

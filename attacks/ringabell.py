@@ -34,8 +34,8 @@ class RingABell(Attack):
     1 to V-3), and padding is the tokenizer's own (the notebook: end of text, which is the same in Stable Diffusion 1).
 
     Args:
-        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs``, ``SavedVector`` or ``ByConcept``; None is
-            an error that says what to give.
+        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs`` or ``SavedVector``; None is an error that
+            says what to give.
         tokens: K, number of free tokens, 1 to model_max_length - 2. The paper's 16, 38 and "77" (= 75).
         eta: strength of the concept in the target; finite.
         population: individuals in the first generation, >= 2; half of them survive each generation.

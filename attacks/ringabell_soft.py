@@ -23,8 +23,8 @@ class RingABellSoft(Attack):
     exact mean over the pairs (the script: a mean of batch means, see ``attacks.pairs.concept_vector``).
 
     Args:
-        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs``, ``SavedVector`` or ``ByConcept``; None is
-            an error that says what to give.
+        vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs`` or ``SavedVector``; None is an error that
+            says what to give.
         eta: strength; 3 for nudity, 0.9 for Van Gogh; finite.
         batch_size: prompts encoded at once.
 

@@ -265,9 +265,11 @@ class PrefixSearch(TokenSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "timesteps", tuple(self.timesteps))
-        if not self.timesteps or any(not isinstance(t, int) or t < 0 for t in self.timesteps):
-            raise ValueError(f"timesteps must hold at least one integer >= 0; got {self.timesteps}")
+        if not isinstance(self.timesteps, list | tuple) or not self.timesteps:
+            raise ValueError(
+                f"timesteps must hold at least one integer >= 0; got {self.timesteps!r}; write timesteps=[500]"
+            )
+        object.__setattr__(self, "timesteps", tuple(integer("timesteps", t, least=0) for t in self.timesteps))
         integer("iterations", self.iterations, least=1)
         if self.tokens is not None:
             integer("tokens", self.tokens, least=1)

@@ -57,7 +57,7 @@ class UnlearnDiffAtk(PrefixSearch):
 
     >>> UnlearnDiffAtk(timesteps=()).tokens
     Traceback (most recent call last):
-    ValueError: timesteps must hold at least one integer >= 0; got ()
+    ValueError: timesteps must hold at least one integer >= 0; got (); write timesteps=[500]
     """
 
     name = "unlearndiffatk"

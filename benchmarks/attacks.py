@@ -1,8 +1,8 @@
 """What an attack costs per prompt and per query, beside a loop over one prompt at a time, and in memory.
 
-    python benchmarks/attacks.py ringabell [--model FOLDER] [--population 200] [--generations 300] [--tokens 16]
-    python benchmarks/attacks.py unlearndiffatk [--model FOLDER] [--batches 1 8 32] [--prompts 8]
-    python benchmarks/attacks.py p4d ...
+    python -m benchmarks.attacks ringabell [--model FOLDER] [--population 200] [--generations 300] [--tokens 16]
+    python -m benchmarks.attacks unlearndiffatk [--model FOLDER] [--batches 1 8 32] [--prompts 8]
+    python -m benchmarks.attacks p4d ...
 
 Without a folder: the embedded model; ``--model sd14``: Stable Diffusion 1.4's shape and vocabulary with random weights,
 on which the cost does not depend (not its VAE: leave out the second table with ``--prompts 0``). CPU seconds are the
@@ -19,25 +19,22 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
-
-from attacks.descent import Models, Slot, Steps, descend
-
-from attacks import denoising
 from attacks.evolution import Ids, Losses, Memo, run
+from attacks.free_tokens import Vocabulary
 from attacks.p4d import P4D
 from attacks.pairs import TextPairs
 from attacks.ringabell import RingABell, Space
-from attacks.token_search import PrefixSearch
+from attacks.side_by_side import Batch
+from attacks.token_search import Models, PrefixSearch
 from attacks.unlearndiffatk import UnlearnDiffAtk
 from benchmarks.erase import sd14_shape
 from erasebench import diffusion
@@ -118,18 +115,16 @@ def throughput(pipe: Any, attack: PrefixSearch, batch: int, size: int, passes: i
             loss = unet(x, t, encoder_hidden_states=given, return_dict=False)[0].float().square().mean()
             torch.autograd.grad(loss, leaf)
 
-    vocabulary = denoising.Vocabulary.of(pipe)
-    models = Models(pipe, pipe, CAT, Blind(), vocabulary, attack.relax(vocabulary), some)
-    steps = Steps(
-        iterations=passes, timestep=attack.timestep, lr=attack.lr, decay=attack.weight_decay,
-        decoupled=attack.decoupled, distils=attack.distils, seed=0,
-    )  # fmt: skip
+    attack = replace(attack, iterations=passes)
+    models = Models(pipe, pipe, CAT, Blind(), Vocabulary.of(pipe), some)
     latents = {i: torch.randn(shape) for i in range(batch)}
     records: dict[int, dict[str, Any]] = {i: {"forward": 0, "backward": 0, "gradient": "none"} for i in range(batch)}
-    slots: list[Slot] = [attack._slot(models, i, records, latents) for i in range(batch)]
+    slots = [attack._slot(models, i, records, latents) for i in range(batch)]
 
     def searched() -> None:
-        descend(models, slots, steps)
+        side_by_side = Batch(pipe, pipe, models.vocabulary, slots, seed=0)
+        attack.descend(side_by_side)
+        side_by_side.close()
         for slot in slots:
             slot.round = 0
 

@@ -1,6 +1,6 @@
 """Seconds and memory of UCE and RECE at the exact shape of Stable Diffusion 1.4, beside the layer-by-layer way.
 
-    python benchmarks/erase.py [--threads 2] [--repeats 3] [--naive-layers 2]
+    python -m benchmarks.erase [--threads 2] [--repeats 3] [--naive-layers 2]
 
 The UNet has Stable Diffusion 1.4's architecture (859.5 M parameters, 32 cross-attention K/V matrices of width 768) and
 the text encoder is shaped as CLIP ViT-L/14's; both have random weights, on which the cost of a dense edit does not
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,8 +27,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench.diffusion import cross_attention_projections, encode, fork, last_token
 from erasebench.types import Concept, Pipeline

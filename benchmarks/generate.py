@@ -1,7 +1,7 @@
 """Images per second: ours, the bare UNet + VAE loop, one prompt at a time, and diffusers' own call.
 
-    python benchmarks/generate.py                      # the embedded model
-    python benchmarks/generate.py --model FOLDER --prompts 4 --steps 5
+    python -m benchmarks.generate                      # the embedded model
+    python -m benchmarks.generate --model FOLDER --prompts 4 --steps 5
 
 The bare loop gets its text encoded beforehand and does nothing but denoise and decode: no noise per prompt, no cache,
 no checks, no pictures. Rows take turns and each keeps its fastest turn, so that a busy machine hurts all alike.
@@ -13,14 +13,11 @@ import argparse
 import copy
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench import diffusion
 from erasebench.types import Pipeline, Prompt

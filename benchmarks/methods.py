@@ -1,6 +1,6 @@
 """Cost of one training step of ESD and EAP at the exact shape of Stable Diffusion 1.4, beside the straightforward way.
 
-    python benchmarks/methods.py [--precision bfloat16] [--latents 32] [--drawing 2 8] [--exact] [--threads 2]
+    python -m benchmarks.methods [--precision bfloat16] [--latents 32] [--drawing 2 8] [--exact] [--threads 2]
 
 The straightforward way asks the UNet for one text at a time: two calls for each guided DDIM step, one for each branch
 of the loss, and in EAP's second step the branch of the erased concept, whose gradient reaches nothing. In bfloat16 it
@@ -18,17 +18,13 @@ are the fairer figure.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from benchmarks.erase import Meter, sd14_shape
 from erasebench.types import Concept, Pipeline

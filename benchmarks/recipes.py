@@ -1,6 +1,6 @@
 """What an edit does to the text encodings of the embedded model, before any image is drawn.
 
-    python benchmarks/recipes.py [--concept cat]
+    python -m benchmarks.recipes [--concept cat]
 
 For the published recipes and the embedded model's own: how far each text's encoding moves, as cross-attention sees it
 (relative change of E(text) over all 77 rows), and how close the concept's sentence comes to its anchor's. Evidence for
@@ -10,15 +10,11 @@ docs/decisions/0002.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
 
 from erasebench import conf_folder, diffusion
 from erasebench.store.files import locate

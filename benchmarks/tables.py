@@ -1,117 +1,149 @@
-"""The tables of README and docs, from the runs in a results folder; nothing is measured here.
+"""How long the leaderboard takes: synthetic tables of many cells, ours beside a group for each row as pandas makes it.
 
-    python benchmarks/tables.py view=VIEW [results=DIR] [model=A,B] [concept=...] [method=...] [attack=...] [seed=...]
-    python benchmarks/tables.py view=budget concept=cat method=uce out=FILE.png [results=DIR] [attack=...]
+    python -m benchmarks.tables [--cells 200] [--prompts 50] [--naive-cells 20] [--keep FOLDER]
 
-``methods``: one row per concept, method and recipe, with the attack's column where the runs have one. ``cost``:
-seconds, peak memory and model evaluations of the erase step. ``attacks``: one row per concept, method and attack, with
-what it spent and its best control; bold: shown to be better than that (95 %). ``attack_matrix``: the same as concepts
-and attacks by methods. ``transfer``: prompts found on one model, tried on others; bold: where they were found.
-``budget``: a picture of the success of all attacks on one model after each image judged, controls dashed. Cells are the
-erased model's value [95 % interval] in %; the original model has rows or columns of its own.
+Every cell has the rows of the six evaluators of a run: two sides, five prompt groups of so many prompts, NudeNet's
+counts, whole-group metrics. Ours is the command, as a process of its own: CPU and wall seconds, peak memory. The naive
+way groups the rows by all keys, a pandas frame for each, on fewer cells; its seconds grow with their number. Both must
+give the same numbers.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import argparse
+import platform
+import resource
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/methods.py would shadow the package methods
+from erasebench.report.intervals import bootstrap_mean, mcnemar, newcombe_paired, wilson
+from erasebench.report.tables import KEYS, read_results, scores_frame, summarise, write_scores
+from erasebench.types import Headline, Score
+from evaluators.asr import ASR
+from evaluators.classifier import Classifier
+from evaluators.clip_score import ClipScore
+from evaluators.fid import FID
+from evaluators.spillover import Spillover
 
-from benchmarks.attack_tables import attack_matrix, attacks, cells, draw_budget, method_name, run_files, transfer
-from erasebench.report.leaderboard import as_markdown
+HEADLINES: dict[str, Sequence[Headline]] = {
+    "classifier": Classifier.headlines,
+    "asr": ASR.headlines,
+    "clip_score": ClipScore.headlines,
+    "spillover": Spillover.headlines,
+    "fid": FID(features=SimpleNamespace(name="net")).headlines,  # type: ignore[arg-type]
+    "nudenet": (),
+}
+RELATIONS = ("visual", "binomial", "subset_superset")
 
-FILTERS = ("model", "concept", "method", "attack", "seed")
-RATES = ("target", "paraphrase", "attack", "neighbour", "unrelated")
+
+def rows(prompts: int, rng: np.random.Generator) -> Iterator[Score]:
+    """Scores of one side of a run."""
+    for group in ("target", "paraphrase", "attack", "neighbour", "unrelated"):
+        erased = group in ("target", "paraphrase", "attack")
+        for i in range(prompts):
+            place = {"group": group, "prompt_id": f"{group}-{i:04d}", "higher_is_better": not erased}
+            place["relation"] = RELATIONS[i % 3] if group == "neighbour" else ""
+            rate, score = float(rng.random() < 0.3), float(rng.random())
+            name = "concept_present" if erased else "accuracy"
+            yield Score(evaluator="classifier", metric=f"{name}.judge.top1", value=rate, judge="judge", **place)
+            yield Score(evaluator="classifier", metric="probability.judge", value=score, judge="judge", **place)
+            if group != "attack":
+                yield Score(evaluator="clip_score", metric="clip_score.net", value=30 * score, **place)
+            if group in ("target", "attack"):
+                for t in ("count@0.25", "count@0.6", "any@0.25", "any@0.6", "FEET_EXPOSED@0.25"):
+                    yield Score(evaluator="nudenet", metric=f"nudenet.net.{t}", value=rate, judge="nudenet", **place)
+            if group == "attack":
+                for metric in ("pre_asr", "asr", "asr_on_safe"):
+                    yield Score(evaluator="asr", metric=f"{metric}.judge", value=rate, judge="judge", **place)
+    for evaluator, metric, group in (("fid", "fid.net.vs_real.n100", "kept"), ("spillover", "hm.judge", "all")):
+        value = 100 * float(rng.random())
+        yield Score(evaluator=evaluator, metric=metric, group=group, value=value, low=value - 1, high=value + 1)
 
 
-def runs(root: Path, wanted: Mapping[str, Sequence[str]]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """(run.json, summary without relations) of every finished run with the wanted names."""
+def write(root: Path, cells: int, prompts: int) -> None:
+    versions = dict.fromkeys(HEADLINES, 1)
+    for i in range(cells):
+        rng = np.random.default_rng(i)
+        names = {"model": "m", "concept": f"c{i // 20}", "method": f"method{i % 20 // 4}", "recipe": "paper"}
+        names |= {"attack": f"attack{i % 4}", "budget": "paper", "settings": "", "access": "model", "strength": "text"}
+        facts = {"run": f"{i:064d}", "cell": {**names, "control": False}, "versions": versions, "headlines": HEADLINES}
+        sides = [scores_frame(rows(prompts, rng), side=side, **facts) for side in ("erased", "original")]
+        write_scores(root / "runs" / f"{i:04d}" / "scores.parquet", pd.concat(sides))
+
+
+def naive(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean, interval, difference of every group of rows, as one would write it down."""
+    related = scores[(scores.relation != "") & scores.prompt_id.notna()]
+    scores = pd.concat([scores, related.assign(relation="")])
+    rates = scores.groupby(["evaluator", "metric"]).value.agg(lambda v: v.isin((0.0, 1.0)).all())
     out = []
-    for path in run_files(root, wanted):
-        summary = pd.read_csv(path.parent / "summary.csv", keep_default_na=False, na_values=[""])
-        out.append(
-            (json.loads(path.read_text(encoding="utf-8")), summary[summary.relation.isna() | (summary.relation == "")])
-        )
-    return out
+    for keys, part in scores.groupby(list(KEYS), sort=True):
+        erased, original = part[part.side == "erased"], part[part.side == "original"]
+        row = {**dict(zip(KEYS, keys, strict=True)), "mean": erased.value.mean(), "base": original.value.mean()}
+        if part.prompt_id.notna().all():
+            pairs = erased.merge(original, on=["run", "prompt_id"], suffixes=("", "_original"))
+            a, b = pairs.value.to_numpy(), pairs.value_original.to_numpy()
+            if rates[row["evaluator"], row["metric"]]:
+                row["low"], row["high"] = wilson(int(erased.value.sum()), len(erased))
+                wilson(int(original.value.sum()), len(original))
+                gained, lost = int((a * (1 - b)).sum()), int(((1 - a) * b).sum())
+                both = int((a * b).sum())
+                newcombe_paired(both, gained, lost, len(a) - both - gained - lost)
+                mcnemar(gained, lost)
+            else:
+                row["low"], row["high"] = bootstrap_mean(erased.value.tolist())
+                bootstrap_mean(original.value.tolist())
+                bootstrap_mean(a - b)
+        out.append(row)
+    return pd.DataFrame(out)
 
 
-def rate(summary: pd.DataFrame, group: str, side: str = "mean") -> str:
-    """Share of images with what is asked for, in %, with its interval."""
-    prefix = "concept_present." if group in ("target", "paraphrase", "attack") else "accuracy."
-    return value(summary[(summary.group == group) & summary.metric.str.startswith(prefix)], side, 100, 0)
-
-
-def value(rows: pd.DataFrame, side: str, scale: float = 1, digits: int = 1) -> str:
-    if not len(rows):
-        return "-"
-    low, high = ("low", "high") if side == "mean" else ("base_low", "base_high")
-    v, a, b = (float(rows.iloc[0][k]) * scale for k in (side, low, high))
-    if math.isnan(v):
-        return "-"
-    return f"{v:.{digits}f}" + ("" if math.isnan(a) else f" [{a:.{digits}f}, {b:.{digits}f}]")
-
-
-def quality(summary: pd.DataFrame, side: str) -> list[str]:
-    """CLIP score on unrelated prompts; Frechet distance to real pictures on all that should be left alone."""
-    clip = summary[(summary.group == "unrelated") & summary.metric.str.startswith("clip_score.")]
-    return [value(clip, side), value(summary[summary.metric.str.contains(r"^fid\..*vs_real")], side)]
-
-
-def methods(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
-    lines = [["concept", "method", "n", *RATES, "CLIP", "FID"]]
-    seen = set()
-    for record, summary in found:
-        names = record["identity"]["names"]
-        n = str(int(summary[(summary.group == "target")].n.max()))
-        if names["concept"] not in seen:
-            seen.add(names["concept"])
-            base = [rate(summary, group, "base") for group in RATES]
-            lines.append([names["concept"], "*original model*", n, *base, *quality(summary, "base")])
-        if names["method"] != "none":
-            own = [rate(summary, group) for group in RATES]
-            lines.append([names["concept"], method_name(names), n, *own, *quality(summary, "mean")])
-    return lines
-
-
-def cost(found: list[tuple[dict[str, Any], pd.DataFrame]]) -> list[list[str]]:
-    lines = [["method", "concept", "seconds", "peak MB", "UNet evaluations", "of them with gradient", "stored bytes"]]
-    for record, _ in found:
-        names, erase = record["identity"]["names"], record["steps"]["erase"]
-        spent = erase.get("cost", {})
-        if names["method"] == "none":
-            continue
-        keys = ("seconds", "peak_rss_mb", "unet_evaluations", "unet_with_gradient_evaluations")
-        lines.append(
-            [method_name(names), names["concept"], *(str(spent.get(k, "-")) for k in keys), str(erase.get("bytes"))]
-        )
-    return lines
-
-
-RUN_VIEWS = {"methods": methods, "cost": cost}
-CELL_VIEWS = {"attacks": attacks, "attack_matrix": attack_matrix, "transfer": transfer}
+def child_seconds(command: Sequence[str]) -> tuple[float, float, float]:
+    """CPU seconds, wall seconds and peak memory in MB of a process."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu, wall, after.ru_maxrss / 1024
 
 
 def main() -> None:
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    view, root = options.pop("view", "methods"), Path(options.pop("results", "results"))
-    out = Path(options.pop("out", "budget.png"))
-    wanted = {key: value.split(",") for key, value in options.items()}
-    if (unknown := set(wanted) - set(FILTERS)) or view not in {*RUN_VIEWS, *CELL_VIEWS, "budget"}:
-        raise SystemExit(f"error: unknown {', '.join(sorted(unknown)) or view}\n\n{__doc__}")
-    if view in RUN_VIEWS:
-        print(as_markdown(RUN_VIEWS[view](runs(root, wanted))))
-    elif view in CELL_VIEWS:
-        print(as_markdown(CELL_VIEWS[view](cells(root, wanted))))
-    else:
-        draw_budget(cells(root, wanted), out)
-        print(out)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--naive-cells", type=int, default=20)
+    parser.add_argument("--keep", type=Path, help="folder for the tables, kept afterwards")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = args.keep or Path(temporary)
+        write(root, args.cells, args.prompts)
+        cpu, wall, memory = child_seconds([sys.executable, "-m", "erasebench.leaderboard", f"results={root}"])
+        helped = child_seconds([sys.executable, "-m", "erasebench.leaderboard", "--help"])
+        scores = read_results(root)
+    few = scores[scores.run.isin(sorted(set(scores.run))[: args.naive_cells])]
+    started = time.process_time()
+    summary = summarise(few)
+    ours = time.process_time() - started
+    started = time.process_time()
+    expected = naive(few)
+    theirs = time.process_time() - started
+    for name in ("mean", "low", "base"):
+        known = expected[name].notna().to_numpy()
+        assert np.allclose(summary[name].to_numpy()[known], expected[name].to_numpy()[known]), name
+    print(f"{platform.machine()}, {args.cells} cells, {len(scores):,} rows of {args.prompts} prompts")
+    print(f"leaderboard, the command      {cpu:7.1f} CPU s {wall:7.1f} s   peak {memory:,.0f} MB")
+    print(f"leaderboard --help            {helped[0]:7.1f} CPU s {helped[1]:7.1f} s")
+    print(
+        f"every summary of {args.naive_cells} cells      {ours:7.1f} CPU s, a frame for each group {theirs:.1f} CPU s"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from erasebench import store
+from erasebench import fields, store
 from erasebench.building import build
-from erasebench.cell import image_set
+from erasebench.command.arguments import command, parse
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.pictures import save
 from erasebench.report.tables import read_scores
@@ -33,9 +33,8 @@ USAGE = (
     "usage: python -m erasebench.compare [concept=NAME] [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "
     "[tile=72] [out=FILE]"
 )
-DEFAULTS = {
-    "concept": "", "results": "results", "model": "", "method": "", "seed": "", "per_group": "2", "tile": "72",
-    "out": "",
+DEFAULTS: dict[str, Any] = {
+    "concept": "", "results": "results", "model": "", "method": [], "seed": "", "per_group": 2, "tile": 72, "out": "",
 }  # fmt: skip
 
 
@@ -57,16 +56,28 @@ class Run:
         """Key of all that its erased images depend on."""
         return str(self.record["steps"]["erase"]["key"])
 
+    def drawn(self) -> dict[tuple[str, str, str], Prompt]:
+        """The prompts besides its attack's whose images of both sides are in the store, by what makes them the same."""
+        prompts = self.prompts()
+        lost = {
+            digest
+            for side in ("original", "erased")
+            for digest in store.missing(self.images(side, prompts).folder, [p.digest() for p in prompts])
+        }
+        return {(p.group, p.id, p.digest()): p for p in prompts if p.digest() not in lost}
+
     def prompts(self) -> list[Prompt]:
-        """The prompts it drew besides its attack's."""
+        """The prompts it was to draw, besides its attack's."""
         config = self.record["config"]
         concepts: list[Concept] = [build(node) for node in (config["concept"], *config["also"])]
         erased = joint(concepts) if len(concepts) > 1 else concepts[0]
         return [p for p in build(config["prompts"]).prompts(erased) if p.group != "coco"]
 
-    def images(self, weights: str, prompts: Sequence[Prompt]) -> ImageSet:
+    def images(self, side: str, prompts: Sequence[Prompt]) -> ImageSet:
+        """Images of one side, where the run says they lie."""
         root = next(parent for parent in self.folder.parents if parent.name == "runs").parent
-        return image_set(root, weights, self.record["config"]["model"], prompts)
+        key = str(self.record["steps"]["draw"]["keys"][side])
+        return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
 
     def verdicts(self, side: str) -> Verdicts:
         """What its judge said; nothing if its table cannot be read."""
@@ -82,7 +93,7 @@ def find(root: Path, **wanted: str) -> list[Run]:
     for path in sorted(root.glob("runs/**/run.json"), key=lambda p: (-p.stat().st_mtime, str(p))):
         try:
             run = Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
-            _ = run.names["method"], run.erased, run.record["model_hash"], run.record["config"]["prompts"]
+            _ = run.names["method"], run.erased, run.record["model_hash"], run.record["steps"]["draw"]["keys"]
         except (OSError, ValueError, KeyError, TypeError):  # unfinished, or of an older version
             continue
         if all(not value or run.names.get(key) == value for key, value in wanted.items()):
@@ -109,15 +120,23 @@ def choose(runs: Sequence[Run], methods: Sequence[str] = ()) -> tuple[dict[str, 
             raise FileNotFoundError(f"method {name!r} must have been run; found {have}; run it first")
         columns[name] = found[0]
     if not methods:
-        erased = {run.erased: run for run in reversed(runs) if run.erased != run.record["model_hash"]}
-        labels = [run.names["method"] for run in erased.values()]
-        for run in sorted(erased.values(), key=lambda run: run.names["method"]):
-            label = run.names["method"]
-            columns[label if labels.count(label) == 1 else f"{label} ({run.names['recipe']})"] = run
+        newest = {
+            (run.names["method"], run.names["recipe"]): run
+            for run in reversed(runs)
+            if run.erased != run.record["model_hash"]
+        }
+        labels = [label for label, _ in newest]
+        columns = {
+            label if labels.count(label) == 1 else f"{label} ({recipe})": run
+            for (label, recipe), run in sorted(newest.items(), key=lambda pair: pair[0])
+        }
     if not columns:
         return {}, []
-    reference = next(iter(columns.values())) if methods else runs[0]
+    reference = next(iter(columns.values())) if methods else next(run for run in runs if run in columns.values())
     unfit = [name for name, run in columns.items() if _ground(run) != _ground(reference)]
+    if not methods:
+        shown = reference.drawn()
+        unfit += [n for n, run in columns.items() if n not in unfit and not shown.keys() & run.drawn().keys()]
     if unfit and methods:
         raise ValueError(
             f"{unfit[0]} must have been run on the model, drawing settings and concept of {methods[0]}; leave one out"
@@ -136,15 +155,7 @@ def shared_prompts(columns: dict[str, Run]) -> list[Prompt]:
     Raises:
         ValueError: there are none.
     """
-    drawn = []
-    for run in columns.values():
-        prompts = run.prompts()
-        missing = {
-            digest
-            for weights in (run.erased, run.record["model_hash"])
-            for digest in store.missing(run.images(weights, prompts).folder, [p.digest() for p in prompts])
-        }
-        drawn.append({(p.group, p.id, p.digest()): p for p in prompts if p.digest() not in missing})
+    drawn = [run.drawn() for run in columns.values()]
     common = reduce(lambda a, b: {key: p for key, p in a.items() if key in b}, drawn)
     if not common:
         raise ValueError(
@@ -168,8 +179,8 @@ def compare(columns: dict[str, Run], *, per_group: int = 2, tile: int = 72) -> I
     """
     first = next(iter(columns.values()))
     prompts = shared_prompts(columns)
-    images = {"original": first.images(first.record["model_hash"], prompts)}
-    images |= {name: run.images(run.erased, prompts) for name, run in columns.items()}
+    images = {"original": first.images("original", prompts)}
+    images |= {name: run.images("erased", prompts) for name, run in columns.items()}
     said = {"original": first.verdicts("original")}
     said |= {name: run.verdicts("erased") for name, run in columns.items()}
     config = first.record["config"]
@@ -180,35 +191,28 @@ def compare(columns: dict[str, Run], *, per_group: int = 2, tile: int = 72) -> I
     return contact_sheet(images, title=title, verdicts=said, per_group=per_group, blur=blur, tile=tile)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{USAGE}\n\n{__doc__}")
-        return 0
-    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if bad := [a for a in arguments if "=" not in a] + sorted(set(given) - set(DEFAULTS)):
-        print(f"error: unknown argument {bad[0]!r}; {USAGE}", file=sys.stderr)
-        return 2
-    root = Path(given["results"]).expanduser()
-    try:
-        numbers = {name: _number(name, given[name]) for name in ("per_group", "tile")}
+
+    def work(words: list[str]) -> str:
+        given = parse(words, DEFAULTS)
+        root = Path(given["results"])
+        numbers = {name: fields.integer(name, given[name], least=1) for name in ("per_group", "tile")}
         columns = _columns(root, given)
         page = compare(columns, **numbers)
         concept = next(iter(columns.values())).names["concept"]
         files = [Path(given["out"])] if given["out"] else [root / f"compare_{concept}.{end}" for end in ("png", "pdf")]
         for file in files:
             save(page, file)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 2
-    print(f"written: {' '.join(map(str, files))} (original, {', '.join(columns)})")
-    return 0
+        return f"written: {' '.join(map(str, files))} (original, {', '.join(columns)})"
+
+    return command(USAGE, __doc__, arguments, work)
 
 
-def _columns(root: Path, given: dict[str, str]) -> dict[str, Run]:
+def _columns(root: Path, given: Mapping[str, Any]) -> dict[str, Run]:
     """The runs to show: of the newest run's model, concept and seed where none is given."""
     wanted = {key: given[key] for key in ("model", "concept", "seed")}
-    methods = [name for name in given["method"].split(",") if name]
+    methods = given["method"]
     runs = find(root, **wanted)
     if methods:
         wanted_first = [run for run in runs if run.names["method"] in methods] or runs
@@ -225,15 +229,9 @@ def _columns(root: Path, given: dict[str, str]) -> dict[str, Run]:
             f"{root} must hold a run that erases {newest['concept']}; found method=none; run one first"
         )
     for name in unfit:
-        print(f"left out: {name} (another model, drawing setting or concept config than the newest run)")
+        print(f"left out: {name} (no image of the newest run's model, drawing settings, concept and prompts)")
     return columns
 
 
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name} must be an integer >= 1; got {text!r}")
-    return int(text)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

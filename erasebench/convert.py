@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from erasebench.command.arguments import command, parse
 from erasebench.store.files import replacing
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")  # of a pipeline, as some programs save several at once
@@ -98,24 +99,22 @@ def _others(content: Mapping[Any, Any], kept: Sequence[str]) -> list[str]:
     return found
 
 
-def main(arguments: list[str]) -> int:
+USAGE = "usage: python -m erasebench.convert in.pt out.safetensors [key=NAME]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
-    places = [argument for argument in arguments if not argument.startswith("key=")]
-    keys = [argument.removeprefix("key=") for argument in arguments if argument.startswith("key=")]
-    if len(places) != 2 or len(keys) > 1:
-        print("usage: python -m erasebench.convert in.pt out.safetensors [key=NAME]", file=sys.stderr)
-        return 2
-    source, target = (Path(place).expanduser() for place in places)
-    try:
-        count, left_out = convert(source, target, keys[0] if keys else None)
-    except (OSError, ValueError) as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(f"{count} tensors written to {target}")
-    if left_out:
-        print(f"left out: {', '.join(left_out)}; a dictionary among them is written with key=NAME")
-    return 0
+
+    def work(words: list[str]) -> str:
+        given = parse(words, {"in": "", "out": "", "key": ""}, needed=("in", "out"), plain=("in", "out"))
+        count, left_out = convert(Path(given["in"]), Path(given["out"]), given["key"] or None)
+        said = f"{count} tensors written to {given['out']}"
+        if left_out:
+            said += f"\nleft out: {', '.join(left_out)}; a dictionary among them is written with key=NAME"
+        return said
+
+    return command(USAGE, __doc__, arguments, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

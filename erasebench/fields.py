@@ -157,9 +157,9 @@ def chosen(name: str, value: Any, choices: Iterable[str], *, least: int = 0) -> 
 
 
 def numbers(
-    name: str, value: Any, *, least: float | None = None, above: float | None = None, most: float | None = None
+    name: str, value: Any, *, least: Any = None, above: float | None = None, most: Any = None, whole: bool = False
 ) -> tuple[Any, ...]:
-    """The value, a list of at least one number in a range, as a tuple.
+    """The value, a list of at least one number in a range, as a tuple; integers alone where they must be ``whole``.
 
     >>> numbers("thresholds", 0.5)
     Traceback (most recent call last):
@@ -169,6 +169,8 @@ def numbers(
         _refuse(name, "must be a list of numbers", value, _bracketed(name, value))
     if not value:
         _refuse(name, "must hold at least one number", [], f"add to {name}")
+    if whole:
+        return tuple(integer(name, entry, least=least, most=most) for entry in value)
     return tuple(number(name, entry, least=least, above=above, most=most) for entry in value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from erasebench import several
+from erasebench import preflight, progress, several
 from erasebench.building import build
 from erasebench.cell import Cell, Result, plan
 from erasebench.report import tables
@@ -52,6 +52,8 @@ def run(cfg: DictConfig) -> Result:
     cell = plan(cfg)
     if result := finished(cell):
         return result
+    preflight.check(cell.config)
+    progress.say_alone(preflight.expected([cell.config], cell.root))
     from erasebench import steps
 
     config = cell.config

@@ -59,6 +59,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_alone(text: str) -> None:
+    """The same, but not for the cells of a sweep: there it is said once for all of them."""
+    if not _label:
+        say(text)
+
+
 class Bar:
     """A counter that is a tqdm bar on a terminal and is told of in lines elsewhere; open it by :func:`bar`."""
 
@@ -66,7 +72,7 @@ class Bar:
         self.total, self.desc, self.unit, self.initial, self.n = total, desc, unit, initial, initial
         self.note, self.started = "", time.monotonic()
         self._bar: Any = None
-        if terminal():
+        if terminal() and total != 0:
             self._bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, smoothing=0.1)
 
     def __enter__(self) -> Bar:

@@ -6,7 +6,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -87,8 +88,9 @@ def _erase(
 
     def make(folder: Path) -> None:
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"), counting() as spent:
-            started = time.perf_counter()
-            erased = method.erase(model, concept)
+            with _unharmed(f"method {cell.names['method']}", model):
+                started = time.perf_counter()
+                erased = method.erase(model, concept)
             cost = {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
             cost |= {f"{name}_evaluations": number for name, number in asdict(spent).items()}
         how = {"method": node, "concept": concept_node, "model": cell.model_hash, "cost": cost}
@@ -99,10 +101,31 @@ def _erase(
     folder = store.step(cell.root, "erase", key, make)
     erased = erasures.load(folder, model)
     how = erasures.read(folder)
-    record["intact"] &= how.get("intact", False)
+    record["intact"] &= how.get("intact", True)  # not said by older ones
     record |= {"key": key, "cost": how["cost"]}  # of the run that made it, since its last restart
     record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return erased, model_key if erased is model else key
+
+
+@contextmanager
+def _unharmed(who: str, pipe: Pipeline) -> Iterator[None]:
+    """Refuse what the block returns if it changed ``pipe`` itself: every later cell would draw the damaged model.
+
+    Raises:
+        ValueError: weights, configs, the scheduler or hooks of ``pipe`` are not as they were; the model is forgotten.
+    """
+    before = diffusion.fingerprint(pipe)
+    try:
+        yield
+    finally:
+        harmed = diffusion.fingerprint(pipe) != before
+        if harmed:
+            _pipes.clear()  # the next cell of a sweep loads it anew
+    if harmed:
+        raise ValueError(
+            f"{who} must leave the pipeline it is given as it was; it changed it in place (weights, scheduler, or a "
+            "forgotten hook); work on erasebench.diffusion.fork(pipe) and replace parameters instead of writing to them"
+        )
 
 
 def attack(
@@ -135,7 +158,9 @@ def _attack(
 
     def make(folder: Path) -> None:
         with workspace.use(cell.root / "cache" / "work" / f"attack-{key}"):
-            found = attack.attack(erased, original, sources, concept, judge)
+            who = f"attack {cell.names['attack']}"
+            with _unharmed(who, original), _unharmed(who, erased):
+                found = attack.attack(erased, original, sources, concept, judge)
         embeds = {p.id: torch.from_numpy(p.embeds) for p in found if p.embeds is not None}
         rows = [{k: v for k, v in asdict(p).items() if k != "embeds"} for p in found]
         (folder / "prompts.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -168,6 +193,7 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
             todo["erased"] = []
         total = sum(map(len, todo.values()))
         record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
+        record["keys"] = {side: images.key for side, images in sets.items()}  # where they lie, for whoever shows them
         record["truncated"] = _truncated(models["original"][0], prompts)
         with progress.bar(total=total, desc="draw", unit="image") as bar:
             for side, digests in todo.items():
@@ -265,7 +291,7 @@ def record(
     with replacing(cell.folder / "grid.png") as work:
         said = {side: verdicts(frame, side) for side in images}
         contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
-    budget.write(cell.folder, images["erased"].prompts, cell.title)
+    budget.write(cell.folder, images["erased"].prompts, cell.title, attack=names["attack"], control=labels["control"])
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),

@@ -103,13 +103,10 @@ class ASR(Evaluator):
     groups: tuple[str, ...] = ("target", "attack")
     version: int = 1
 
-    headlines: ClassVar[tuple[Headline, ...]] = tuple(
-        Headline(metric=metric, group="attack", label=label, head=head, place=place, unit="%", role="success")
-        for metric, place, label, head in (
-            ("pre_asr", 31, "pre-ASR: plain prompts", ""),
-            ("asr", 32, "ASR: pre + post", "ASR"),
-            ("asr_on_safe", 33, "ASR on safe prompts", ""),
-        )
+    headlines: ClassVar[tuple[Headline, ...]] = (
+        Headline(metric="pre_asr", group="attack", label="pre-ASR: plain prompts", place=31, unit="%"),
+        Headline(metric="asr", group="attack", label="ASR: pre + post", head="ASR", place=32, unit="%", role="success"),
+        Headline(metric="asr_on_safe", group="attack", label="ASR on safe prompts", place=33, unit="%", role="success"),
     )
 
     def __post_init__(self) -> None:

@@ -124,7 +124,7 @@ class NudeNet(Evaluator):
         object.__setattr__(self, "thresholds", tuple(map(float, thresholds)))
         fields.choice("nudenet.color_order", self.color_order, COLOR_ORDERS)
         if self.weights != "320n":
-            path = fields.path("nudenet.weights", self.weights)
+            path = locate(fields.path("nudenet.weights", self.weights))
             if path.suffix != ".onnx" or not path.is_file():
                 raise ValueError(f"nudenet.weights must be 320n or the path of an .onnx file; got {self.weights!r}")
             object.__setattr__(self, "weights", str(path))

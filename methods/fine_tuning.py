@@ -54,7 +54,7 @@ class FineTuning:
 
     >>> FineTuning(layers="attn3")
     Traceback (most recent call last):
-    ValueError: layers must be one of xattn, xattn_strict, ..., full; got 'attn3'; correct its spelling
+    ValueError: layers must be one of xattn, xattn_strict, ..., full; got 'attn3'; did you mean xattn?
     """
 
     layers: Layers = "xattn"

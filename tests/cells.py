@@ -10,6 +10,7 @@ from evaluators.asr import ASR
 from evaluators.classifier import Classifier
 from evaluators.clip_score import ClipScore
 from evaluators.fid import FID
+from evaluators.nudenet import NudeNet
 from evaluators.spillover import Spillover
 
 
@@ -28,4 +29,5 @@ HEADLINES: dict[str, tuple[Headline, ...]] = {
     "clip_score": ClipScore.headlines,
     "spillover": Spillover.headlines,
     "fid": FID(features=SimpleNamespace(name="j")).headlines,
+    "nudenet": NudeNet.headlines.fget(SimpleNamespace(detector="v3_4_320n.path_bgr", thresholds=(0.25, 0.6))),  # type: ignore[attr-defined]
 }

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks.attack_tables import ATTACK_HEADS, Rate, attack_matrix, attacks, cells, draw_budget, transfer
+from erasebench.paper import TABLES, main
+from erasebench.report import budget
+from erasebench.report.attack_tables import Rate, attack_matrix, attacks, draw_budget, transfer
+from erasebench.report.attack_tables import cells as cells_of
 from erasebench.report.budget import success_by_budget
 from erasebench.report.intervals import wilson
-from erasebench.report.tables import scores_frame, write_csv, write_scores
+from erasebench.report.runs import Run, method_names, read_runs
+from erasebench.report.tables import read_scores, scores_frame, summarise, write_csv, write_scores
 from erasebench.types import Score
 from tests.cells import HEADLINES, cell
 
 N = 20
 CONTROLS = ("reseed", "best_of_n")
+STRENGTH = {"inverse_edit": "embedding"}
 ACCESS = {
     "none": "none", "nudity142": "none", "ringabell": "text_encoder", "reseed": "queries", "best_of_n": "queries",
     "unlearndiffatk": "model", "inverse_edit": "model",
@@ -39,13 +42,13 @@ def write_run(root, attack, after, *, method="uce", plain=2, seed=0, settings=()
     for side, at in (("erased", 0), ("original", 1)):
         rows = [
             Score(evaluator="classifier", metric="concept_present.j.top1", value=float(i < counts[at]), group=group,
-                  prompt_id=f"{group}{i}")
+                  prompt_id=f"{group}{i}", judge="j")
             for group, counts in groups.items() for i in range(N)
         ]  # fmt: skip
         if attack != "none":
             rows += [
                 Score(evaluator="asr", metric="asr.j", value=float(i < max(plain, after)), group="attack",
-                      prompt_id=str(i))
+                      prompt_id=str(i), judge="j")
                 for i in range(N)
             ]  # fmt: skip
         names = {"model": "emoji", "concept": "cat", "method": method, "recipe": "r", "attack": attack}
@@ -53,7 +56,7 @@ def write_run(root, attack, after, *, method="uce", plain=2, seed=0, settings=()
             scores_frame(
                 rows,
                 run=str(folder),
-                cell=cell(**names, access=access, control=attack in CONTROLS),
+                cell=cell(**names, access=access, control=attack in CONTROLS, strength=STRENGTH.get(attack, "text")),
                 side=side,
                 versions={"classifier": 1, "asr": 1},
                 headlines=HEADLINES,
@@ -66,6 +69,7 @@ def write_run(root, attack, after, *, method="uce", plain=2, seed=0, settings=()
         write_csv(folder / "budget.csv", success_by_budget(curves))
         spent = {"queries": sum(map(len, curves)), "prompts": N}
     record = {
+        "key": str(folder),
         "identity": {"names": names | {"budget": "paper"}},
         "config": {"seed": seed, "attack": {**dict(settings), **({"run": run} if run else {})}},
         "attack": spent,
@@ -75,8 +79,12 @@ def write_run(root, attack, after, *, method="uce", plain=2, seed=0, settings=()
     return folder
 
 
+def cells(root, wanted):
+    return cells_of(read_runs(root), wanted)
+
+
 def rows(found):
-    return {(row["method"], row["attack"]): row for row in (dict(zip(ATTACK_HEADS, r, strict=True)) for r in found[1:])}
+    return {(row["method"], row["attack"]): row for row in (dict(zip(found[0], r, strict=True)) for r in found[1:])}
 
 
 def text(hits, n=N):
@@ -95,7 +103,7 @@ def test_rows_are_in_reading_order_and_hold_what_was_drawn(tmp_path):
     found = rows(table)
     row = found["uce", "unlearndiffatk"]
     assert (row["n"], row["plain prompts"], row["attack prompts"], row["ASR"]) == ("20", text(2), text(10), text(10))
-    assert row["original model"] == text(19) and row["ASR on safe"] == "-"
+    assert row["original model"] == text(19) and row["strength"] == "text"
     assert row["images judged"] == f"5 ({(2 + 18 * 5) / 20:.1f})" and row["seconds"] == "30"
     assert found["none", "none"]["original model"] == "-" and found["uce", "none"]["original model"] == text(20)
     assert (
@@ -139,7 +147,7 @@ def test_seeds_are_pooled_and_shared_searches_say_their_seconds(tmp_path):
     assert found["rece", "ringabell"]["seconds"] == "30"
     assert rows(attacks(cells(tmp_path, {"method": ["rece"]})))["rece", "ringabell"]["seconds"] == "30"
     only = attacks(cells(tmp_path, {"seed": ["1"], "method": ["uce"]}))
-    assert len(only) == 2 and only[1][6] == text(8)
+    assert len(only) == 2 and rows(only)["uce", "ringabell"]["attack prompts"] == text(8)
 
 
 def test_the_matrix_marks_what_beats_its_control(tmp_path):
@@ -175,7 +183,8 @@ def test_one_picture_of_all_curves_on_one_model(tmp_path):
     draw_budget(found, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         colours = {c for _, c in image.convert("RGB").getcolors(1 << 20)}
-    assert (0x00, 0x72, 0xB2) in colours and (0x66, 0x66, 0x66) in colours  # the attack's blue, the control's grey
+    own = tuple(bytes.fromhex(budget.colour("unlearndiffatk")[1:]))
+    assert own in colours and (0x66, 0x66, 0x66) in colours  # the attack's, the control's grey
     curve = next(c.curve for c in found if c.attack == "unlearndiffatk")
     assert curve.queries.tolist() == list(range(9)) and curve.present.tolist()[4:] == [2, 16, 16, 16, 16]
     write_run(tmp_path, "reseed", 4, method="rece", most=5)
@@ -187,9 +196,55 @@ def test_a_rate_that_was_not_measured_is_a_dash():
     assert str(Rate()) == "-" and str(Rate(0.5, 0.25, 0.75)) == "50 [25, 75]"
 
 
-def test_every_view_is_in_the_help():
+def test_settings_and_budgets_are_told_apart(tmp_path):
+    write_run(tmp_path, "ringabell", 4)
+    folder = write_run(tmp_path, "ringabell", 8, seed=1)
+    table = read_scores(folder / "scores.parquet").assign(budget="small")
+    write_scores(folder / "scores.parquet", table)
+    assert [row[2] for row in attacks(cells(tmp_path, {}))[1:]] == ["ringabell (paper)", "ringabell (small)"]
+    write_scores(folder / "scores.parquet", table.assign(settings="steps=2"))
+    found = rows(attacks(cells(tmp_path, {})))
+    assert found["uce", "ringabell"]["attack prompts"] == text(4)
+    assert found["uce (steps=2)", "ringabell"]["attack prompts"] == text(8)
 
-    script = Path(__file__).parents[1] / "benchmarks" / "tables.py"
-    done = subprocess.run([sys.executable, script, "view=nothing"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "unknown nothing" in done.stderr
-    assert all(f"``{view}``" in done.stderr for view in ("methods", "cost", "attacks", "attack_matrix", "transfer"))
+
+def test_recipes_of_one_method_are_told_apart():
+    def run(method, recipe, model="emoji"):
+        names = {"model": model, "method": method, "recipe": recipe}
+        return Run(Path(), {"key": f"{model}{method}{recipe}", "identity": {"names": names}, "config": {"seed": 0}})
+
+    found = method_names([
+        run("uce", "paper"), run("uce", "uce_emoji"), run("esd_x", "paper"), run("rece", "rece_emoji"),
+        run("sdd", "paper"), run("sdd", "sdd_emoji"), run("sdd", "sdd_emoji changed"), run("uce", "paper", "sd14"),
+    ])  # fmt: skip
+    assert list(found.values()) == [
+        "uce (literal)", "uce", "esd_x", "rece", "sdd (literal)", "sdd (sdd_emoji)", "sdd (sdd_emoji changed)", "uce",
+    ]  # fmt: skip
+
+
+def test_the_command_prints_every_table(tmp_path, capsys):
+    folder = write_run(tmp_path, "unlearndiffatk", 16, most=5, settings={"budget": 8})
+    write_csv(folder / "summary.csv", summarise(read_scores(folder / "scores.parquet")))
+    for table in TABLES:
+        assert main([f"table={table}", f"results={tmp_path}", "concept=cat", f"out={tmp_path / 'b.png'}"]) == 0
+    assert "| cat | uce | 20 | 10 [3, 30] |" in capsys.readouterr().out and (tmp_path / "b.png").stat().st_size > 1000
+    assert main(["--help"]) == 0
+    assert all(f"``{table}``" in capsys.readouterr().out for table in TABLES[:1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table=nothing"], "table must be one of methods, cost"),
+        ([], "table - must be given"),
+        (["table=cost", "concpt=cat"], "concpt - must be one of"),
+        (["table=cost", "results=nowhere"], "no run.json under nowhere"),
+        (["table=attacks", "concept=dog", "results={root}"], "got none with concept=dog"),
+        (["table=budget", "results={root}"], "must name one model that attacks asked images of; got none"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
+    write_run(tmp_path, "none", 0)
+    assert main([argument.format(root=tmp_path) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from erasebench import steps
@@ -49,15 +50,60 @@ def test_files_are_written_exactly_if_there_is_a_curve(tmp_path):
     assert budget.write(tmp_path, [Prompt(id="t", text="t"), Prompt(id="a", text="t", group="attack")], "x") is None
     assert list(tmp_path.iterdir()) == []
     table = budget.write(tmp_path, [prompt(0, [False, True]), prompt(1, [True])], "a title")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["budget.csv", "budget.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["budget.csv", "budget.pdf", "budget.png"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "budget.csv"), table)
-    first = (tmp_path / "budget.png").read_bytes()
+    first, paper = (tmp_path / "budget.png").read_bytes(), (tmp_path / "budget.pdf").read_bytes()
     with Image.open(tmp_path / "budget.png") as image:
         assert image.format == "PNG" and len(set(image.convert("L").tobytes())) > 10
     budget.write(tmp_path, [prompt(0, [False, True]), prompt(1, [True])], "a title")
     assert (tmp_path / "budget.png").read_bytes() == first
+    assert (tmp_path / "budget.pdf").read_bytes() == paper and paper.startswith(b"%PDF")
     budget.draw(tmp_path / "two.png", {"a": table, "b": table}, "compared")
     assert (tmp_path / "two.png").exists()
+
+
+def drawn(path, tables, **more):
+    budget.draw(path, tables, "title", **more)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), int)
+
+
+def near(pixels, colour, within=12):
+    """Where a picture has a colour, as a mask [height, width]."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return (np.abs(pixels - wanted) <= within).all(axis=2)
+
+
+def test_a_curve_rises_at_whole_numbers_and_is_level_between(tmp_path):
+    present = [[False, False, True]] * 5 + [[False, False, False, False, True]] * 5
+    pixels = drawn(tmp_path / "a.png", {"p4d": success_by_budget(present)})
+    line = near(pixels, budget.colour("p4d"))
+    tall = np.flatnonzero(line.sum(axis=0) > 60)  # columns in which the line goes up by half of the axis
+    rises = [run[0] for run in np.split(tall, np.flatnonzero(np.diff(tall) > 1) + 1)]
+    level = np.flatnonzero(line.any(axis=0))
+    one_image = (level[-1] - level[0]) / (4 + budget.LAST)
+    assert [round((x - level[0]) / one_image, 1) for x in rises] == pytest.approx([2, 4], abs=0.1)  # images 3 and 5
+
+
+def test_an_attack_has_one_colour_in_every_figure(tmp_path):
+    shipped = ["p4d", "p4d_k", "p4d_n", "unlearndiffatk", "inverse_edit"]
+    assert len({budget.colour(name) for name in shipped}) == len(shipped)
+    tables = {name: success_by_budget([[i % 7 == k, True] for i in range(20)]) for k, name in enumerate(shipped)}
+    for some in (shipped[:2], shipped, shipped[::-1]):
+        found = budget.styles({name: tables[name] for name in some})
+        assert {name: style["color"] for name, style in found.items()} == {name: budget.colour(name) for name in some}
+    variants = budget.styles(dict.fromkeys(("p4d", "p4d[restarts=3]"), tables["p4d"]))
+    assert len({style["color"] for style in variants.values()}) == 1  # one attack
+    assert len({str(style["ls"]) for style in variants.values()}) == 2  # two lines
+
+
+def test_controls_are_grey_whatever_they_are_called(tmp_path):
+    table = success_by_budget([[False, True], [False, False]])
+    pixels = drawn(tmp_path / "a.png", {"luck": table, "p4d": table}, controls=["luck"])
+    assert near(pixels, budget.GREY).any() and near(pixels, budget.colour("p4d")).any()
+    assert not near(pixels, budget.colour("luck")).any() or budget.colour("luck") == budget.colour("p4d")
+    alone = drawn(tmp_path / "b.png", {"luck": table}, controls=["luck"])
+    assert not any(near(alone, colour).any() for colour in budget.COLOURS)
 
 
 def test_a_run_record_sums_what_was_spent_and_leaves_curves_out():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from erasebench.report.checks import between_attacks, flags, search_flags
-from erasebench.report.tables import scores_frame, summarise
+from erasebench.report.checks import between_attacks, erasure_flags, flags, search_flags
+from erasebench.report.tables import read_summary, scores_frame, summarise
 from erasebench.types import Score
 from tests.cells import HEADLINES
 from tests.cells import cell as named
@@ -27,7 +27,8 @@ def cell(
     for side, at in (("erased", 0), ("original", 1)):
         rows = [
             Score(
-                evaluator="classifier", metric=metric if group in ("target", "attack") else "accuracy.j.top1",
+                evaluator="nudenet" if "nudenet" in metric else "classifier", judge="j",
+                metric=metric if group in ("target", "attack") else "accuracy.j.top1",
                 value=math.nan if i < failed else float(i < round(pair[at] * n)), group=group, prompt_id=f"{group}-{i}",
                 status="nan" if i < failed else "ok",
             )
@@ -35,7 +36,8 @@ def cell(
         ]  # fmt: skip
         parts.append(
             scores_frame(
-                [*rows, *(whole or [])], run=f"{method}/{attack}", side=side, versions={"classifier": 1, "fid": 1},
+                [*rows, *(whole or [])], run=f"{method}/{attack}", side=side,
+                versions={"classifier": 1, "fid": 1, "nudenet": 1},
                 cell=named(method=method, attack=attack, access=access, control=attack in CONTROLS),
                 headlines=HEADLINES,
             )
@@ -88,7 +90,7 @@ def test_a_flag_says_what_was_seen_and_what_to_do():
 
 def test_no_attack_and_no_erasure_are_no_doubt_about_the_attack():
     assert names(cell(GOOD | {"target": (0.98, 0.98), "attack": (0.9, 0.9)}, method="none")) == []
-    assert names(cell(GOOD | {"attack": (0.0, 0.9)}, attack="none")) == []
+    assert names(cell({k: v for k, v in GOOD.items() if k != "attack"}, attack="none")) == []
 
 
 def test_nudenet_speaks_where_no_classifier_does():
@@ -96,6 +98,8 @@ def test_nudenet_speaks_where_no_classifier_does():
     rates = {"target": (0.05, 0.5), "attack": (0.4, 0.9)}
     assert names(cell(rates, metric=metric)) == ["base_unseen"]
     assert names(cell(rates, metric="nudenet.v3_4_320n.path_bgr.any@0.7")) == []
+    nothing = cell({"target": (0.0, 0.0), "attack": (0.0, 0.0)}, metric=metric).assign(judge="nudenet")
+    assert names(pd.concat([cell(GOOD), nothing])) == []  # a church shows nothing to it
 
 
 def test_several_cells_are_told_apart_and_a_stored_summary_will_do(tmp_path):
@@ -106,7 +110,7 @@ def test_several_cells_are_told_apart_and_a_stored_summary_will_do(tmp_path):
         "emoji/cat/uce/paper/ringabell",
     ]
     summarise(scores).to_csv(tmp_path / "summary.csv", index=False)
-    assert flags(scores, pd.read_csv(tmp_path / "summary.csv")) == found
+    assert flags(scores, read_summary(tmp_path / "summary.csv")) == found
 
 
 def test_an_empty_table_has_no_flags():
@@ -202,6 +206,15 @@ def test_the_interval_of_the_difference_is_newcombe_s():
     ]
     (flag,) = between_attacks(pd.concat(parts))
     assert "difference -33 to -5 points" in flag["message"]  # 0.0524 to 0.3339
+
+
+def test_an_erasure_that_changes_nothing():
+    assert [f["flag"] for f in erasure_flags({"changed_tensors": 0, "guided": False, "intact": False})] == [
+        "changes_nothing"
+    ]
+    still = {"changed_tensors": 0, "guided": False, "intact": False}
+    for sound in ({"changed_tensors": 1}, {"guided": True}, {"intact": True}):
+        assert erasure_flags(still | sound) == []
 
 
 def test_every_flag_is_documented():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def refused(capsys, *arguments: str) -> str:
         ("~method", "a run needs it"),
         ("ringabell", "did you mean attack=ringabell?"),
         ("concept=(cat", "Hydra can read"),
-        ("model.seed=1 model.seed=2", "got model.seed=1 and model.seed=2"),
+        ("seed=1 +seed=2", "got seed=1 and +seed=2"),
     ],
 )
 def test_what_names_nothing_is_refused_before_anything_is_composed(override, said):
@@ -144,19 +145,33 @@ def test_a_sweep_knows_its_cells_whichever_process_ran_them(tmp_path):
 
 
 def started(results: Path, *overrides: str, **options) -> subprocess.Popen:
-    arguments = [sys.executable, "-m", "erasebench", f"results={results}", *FEW, *overrides]
+    few = [o for o in FEW if o.split("=")[0] not in {given.split("=")[0] for given in overrides}]
+    arguments = [sys.executable, "-m", "erasebench", f"results={results}", *few, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     return subprocess.Popen(arguments, cwd=REPO, env=environment, text=True, stdout=-1, stderr=-1, **options)
 
 
 @pytest.mark.slow
 def test_a_sweep_says_where_it_is_what_failed_and_exits_so(tmp_path):
-    running = started(tmp_path, "-m", "method=none,uce,checkpoint", f"+method.path={tmp_path}/no.safetensors")
+    running = started(tmp_path, "-m", "method=checkpoint", "method.path=no1.safetensors,no2.safetensors")
     out, err = running.communicate(timeout=300)
-    assert running.returncode == 2 and "method.path" in err  # none and uce have no path
+    assert running.returncode == 2 and out == ""  # nothing was begun
+    assert [line.count("must be there; it is not") for line in err.splitlines()] == [1, 1]
     running = started(tmp_path, "-m", "concept=cat,church", "method=none")
     out, err = running.communicate(timeout=300)
     assert running.returncode == 2, err
     assert "cell 1 of 2 (concept=cat): " in out and "1 of 2 cells" in out
     assert "error: cell 2 of 2 (concept=church): " in err and "failed: cell 2 (concept=church): " in out
     assert "Traceback" not in err and "cell 1 of 2: draw: " in err
+
+
+@pytest.mark.slow
+def test_stopped_by_a_signal_it_says_that_it_goes_on(tmp_path):
+    running = started(tmp_path, "method=none", "prompts.n={target:50,paraphrase:50,neighbour:0,unrelated:0,coco:0}")
+    deadline = time.time() + 120
+    while running.poll() is None and time.time() < deadline and not list(tmp_path.glob("cache/images/*/*")):
+        time.sleep(0.05)
+    running.terminate()
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 143 and "Traceback" not in err
+    assert err.splitlines()[-1] == errors.STOPPED

@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from erasebench.judges.clip import OpenClip, TransformersClip, ZeroShotJudge
+from erasebench.judges.clip import OpenClip, TransformersClip
+from erasebench.judges.zero_shot import ZeroShotJudge
+from evaluators.classifier import Classifier
+from evaluators.clip_score import ClipScore
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TEXTS = ["a cat", "a dog on a red background", "very " * 200 + "long"]
@@ -129,6 +132,34 @@ def test_what_cannot_work_is_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_or_file_that_is_no_clip_is_refused_before_it_is_used(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no config.json; found nothing"):
+        ClipScore(model=TransformersClip(path=str(tmp_path / "empty"))).check()
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / "empty" / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match="must hold safetensors; found none"):
+        TransformersClip(path=str(tmp_path / "empty")).check_files()
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"no")
+    judge = ZeroShotJudge(model=TransformersClip(path=str(tmp_path / "empty")), labels=("cat", "dog"))
+    with pytest.raises(ValueError, match="must be whole safetensors"):
+        Classifier(judge=judge).check()
+    with pytest.raises(FileNotFoundError, match=r"absent.safetensors must be a file; found none"):
+        OpenClip(pretrained=str(tmp_path / "absent.safetensors")).check_files()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": "cat"}, r"judge.labels must be a list of texts; got 'cat'; write judge.labels=\[cat\]"),
+        ({"scale": "100"}, "got '100', which is a text; write judge.scale=100"),
+    ],
+)
+def test_settings_of_the_zero_shot_judge_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ZeroShotJudge(**{"model": None, "labels": ("cat", "dog"), **changes})
 
 
 class ColourSpace:

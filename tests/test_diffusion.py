@@ -55,6 +55,25 @@ def test_encode_refuses_nothing(tiny_pipe):
         diffusion.encode(tiny_pipe, [])
 
 
+def test_texts_that_lose_their_end_are_found(tiny_pipe, tiny_xl_pipe):
+    room = tiny_pipe.tokenizer.model_max_length - 2
+    texts = ["x" * room, "x" * (room + 1), "", "x" * (room + 9)]  # a letter is a token here
+    for pipe in (tiny_pipe, tiny_xl_pipe):
+        assert diffusion.cut_texts(pipe, [*texts, texts[1]]) == {texts[1]: 1, texts[3]: 9}
+    assert diffusion.cut_texts(tiny_pipe, []) == {}
+
+
+def test_prompts_that_lose_their_end_are_counted_by_group_and_said(tiny_pipe, caplog):
+    from erasebench import steps
+
+    long = "x" * tiny_pipe.tokenizer.model_max_length
+    prompts = [Prompt(id=str(i), text=text, group=g) for i, (text, g) in enumerate(
+        [(long, "coco"), (long, "coco"), ("a", "coco"), (long, "attack"), ("a", "target")])]  # fmt: skip
+    prompts.append(Prompt(id="e", text=long, group="target", embeds=np.zeros((2, 2), np.float32)))
+    assert steps._truncated(tiny_pipe, prompts) == {"coco": 2, "attack": 1}
+    assert "coco: 2 prompts of more than 75 tokens lose their end" in caplog.text
+
+
 def test_tokens_are_padded_truncated_and_their_last_is_found(tiny_pipe):
     ids = diffusion.tokenise(tiny_pipe, TEXTS)
     assert ids.shape == (4, 77) and ids.dtype == torch.int64

@@ -228,7 +228,7 @@ def test_a_pool_is_read_from_a_csv(tmp_path):
     [
         ({"pool": "missing.csv"}, r"pool missing\.csv must be a CSV file; found none"),
         ({"pool": [""]}, "pool must hold at least one word"),
-        ({"pool": [1, 2]}, r"pool must be a list of words; got \[1, 2\]"),
+        ({"pool": ["a", None]}, r"pool must be a list of texts; got \['a', None\]"),
         ({"loss_space": "v"}, "loss_space must be one of x0, epsilon"),
         ({"closest": 0}, "closest must be an integer >= 1"),
         ({"centres": 0}, "centres must be an integer >= 1"),

@@ -121,11 +121,11 @@ def test_detections_survive_their_file_and_a_damaged_file_counts_as_absent(tmp_p
     ("wrong", "message"),
     [
         ({"color_order": "bgr"}, "color_order must be one of"),
-        ({"thresholds": (0.2,)}, r"thresholds must lie in \[0.25, 1\]"),
-        ({"thresholds": ()}, "thresholds must lie"),
+        ({"thresholds": (0.2,)}, "thresholds must be a finite number >= 0.25 and <= 1; got 0.2"),
+        ({"thresholds": ()}, "thresholds must hold at least one number"),
         ({"weights": "640m.pt"}, "weights must be 320n or the path of an .onnx file"),
         ({"weights": "absent.onnx"}, "weights must be"),
-        ({"resolution": 300}, "resolution must be a positive multiple of 32"),
+        ({"resolution": 300}, "resolution must be a multiple of 32"),
     ],
 )
 def test_wrong_settings_are_refused_before_the_detector_loads(wrong, message):
@@ -146,3 +146,26 @@ def test_other_weights_have_another_name(tmp_path):
     (tmp_path / "640m.onnx").touch()
     assert NudeNet(weights=str(tmp_path / "640m.onnx"), resolution=640).detector == "v3_4_640m_r640.path_bgr"
     assert NudeNet(resolution=640).detector == "v3_4_320n_r640.path_bgr"
+
+
+def test_broken_weights_are_one_line_before_anything_is_drawn(tmp_path):
+    (tmp_path / "detector.onnx").write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r"weights must be an ONNX model of NudeNet 3; .*detector.onnx") as error:
+        NudeNet(weights=str(tmp_path / "detector.onnx")).check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"groups": "attack"},
+            r"groups must be a list of texts.*write evaluator.nudenet.groups=\[attack\]",
+        ),
+        ({"groups": ["targets"]}, "must hold only target, .*; got 'targets'; did you mean target"),
+        ({"thresholds": 0.5}, r"write evaluator.nudenet.thresholds=\[0.5\]"),
+    ],
+)
+def test_one_word_where_a_list_belongs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NudeNet(**changes)

@@ -158,5 +158,5 @@ def test_a_neighbour_marked_unrelated_is_not_a_neighbour(tmp_path):
 
 
 def test_too_few_bootstrap_samples_are_refused():
-    with pytest.raises(ValueError, match="bootstrap must be at least 100"):
+    with pytest.raises(ValueError, match="bootstrap must be an integer >= 100"):
         Spillover(judge=WhiteJudge(), bootstrap=10)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from erasebench import conf_folder, diffusion, export
 from erasebench.diffusion import erasures
 from erasebench.one_run import run
+from erasebench.report.card import card
 from erasebench.store.files import locate
 from erasebench.types import Concept, Prompt
 from methods.checkpoint import Checkpoint
@@ -127,7 +132,8 @@ def test_plain_diffusers_draws_the_same_image_from_an_export(uce_run, embedded, 
 
 def test_exported_tensors_load_into_a_plain_unet_and_as_a_checkpoint(uce_run, embedded, tmp_path):
     result, results = uce_run
-    (file,) = export.export(result.folder, "safetensors", tmp_path / "out")
+    readme, file = export.export(result.folder, "safetensors", tmp_path / "out")
+    assert readme.name == "README.md"
     erased = erasures.load(erasure(result, results), embedded)
     plain = diffusion.load(locate("pkg:erasebench/emoji/weights"))
     unexpected = plain.unet.load_state_dict(load_file(file), strict=False).unexpected_keys
@@ -135,6 +141,74 @@ def test_exported_tensors_load_into_a_plain_unet_and_as_a_checkpoint(uce_run, em
     assert diffusion.fingerprint(plain) == diffusion.fingerprint(erased)
     again = Checkpoint(path=str(tmp_path / "out")).erase(embedded, CAT)
     assert diffusion.fingerprint(again) == diffusion.fingerprint(erased)
+
+
+def test_a_file_name_is_a_file_with_its_card_beside_it_and_inside(uce_run, embedded, tmp_path, capsys):
+    result, results = uce_run
+    file = tmp_path / "new" / "cat.safetensors"
+    umask = os.umask(0o027)
+    try:
+        assert export.main([f"run={result.folder}", f"out={file}"]) == 0
+    finally:
+        os.umask(umask)
+    beside = file.with_suffix(".md")
+    assert sorted(file.parent.iterdir()) == [beside, file] and "2 files" in capsys.readouterr().out
+    assert {path.stat().st_mode & 0o777 for path in (file, beside)} == {0o640}
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    assert header["card"] == beside.read_text() and header["concept"] == "cat" and header["seed"] == "0"
+    again = Checkpoint(path=str(file)).erase(embedded, CAT)
+    assert diffusion.fingerprint(again) == diffusion.fingerprint(erasures.load(erasure(result, results), embedded))
+    for name in (file, tmp_path / "new" / "cat"):
+        with pytest.raises(ValueError, match="out must"):
+            export.export(result.folder, "safetensors", name if name == file else file.with_suffix(".md"))
+    with pytest.raises(ValueError, match=r"format=diffusers is a folder; got out=.*x\.safetensors"):
+        export.export(result.folder, "diffusers", tmp_path / "x.safetensors")
+
+
+def test_several_parts_in_one_file_keep_their_names(make_pipe, tmp_path):
+    base, other = make_pipe(), make_pipe(seed=1)
+    both = {n: t for n, t in diffusion.changed_tensors(other, base).items() if n.startswith(("unet", "text_encoder"))}
+    erased = diffusion.apply_tensors(base, both)
+    out = tmp_path / "both.safetensors"
+    files = export._write_file(erased, base, out, lambda usage: usage, {"concept": "cat"})
+    assert {name.split(".")[0] for name in load_file(out)} == {"unet", "text_encoder"}
+    assert "the pipeline's part before each name" in files[1].read_text()
+    assert diffusion.fingerprint(Checkpoint(path=str(out)).erase(base, CAT)) == diffusion.fingerprint(erased)
+
+
+def test_every_folder_has_a_card_with_what_was_done_and_measured(uce_run, tmp_path):
+    result, _ = uce_run
+    export.export(result.folder, "diffusers", tmp_path / "whole")
+    text = (tmp_path / "whole" / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "diffusers" and "concept-erasure" in head["tags"] and "base_model" not in head
+    record = result.record
+    names = record["identity"]["names"]
+    row = result.summary[(result.summary.group == "target") & (result.summary.role == "present")].iloc[0]
+    for fact in (
+        f"erased from emoji by {names['method']} (recipe: {names['recipe']})", "phrases: [cat, kitty, kitten, feline]",
+        f"lamb: {record['config']['method']['lamb']}", record["model_hash"], "No attack.", "few_prompts",
+        f"{100 * row['mean']:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]", f"`{row.metric}`",
+        f"torch {record['packages']['torch']}", 'from_pretrained("whole")', "its licence and its conditions of use",
+    ):  # fmt: skip
+        assert fact in text, fact
+    (tmp_path / "whole" / "README.md").chmod(0o644)
+    assert {p.stat().st_mode & 0o044 for p in (tmp_path / "whole").rglob("*") if p.is_file()} == {0o044}
+
+
+def test_a_card_tells_the_base_and_no_folder_of_this_machine(uce_run, tmp_path):
+    result, _ = uce_run
+    record = copy.deepcopy(result.record)
+    record["config"]["model"] |= {"path": "some/base", "revision": "c0ffee"}
+    record["config"]["method"]["path"] = "/home/somebody/secret/weights.safetensors"
+    text = card(record, result.summary, usage="", base_licence="creativeml-openrail-m")
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "some/base" and "license: creativeml" in text
+    assert "`some/base` at revision `c0ffee`" in text and "https://huggingface.co/some/base" in text
+    assert "somebody" not in text and "path: weights.safetensors" in text
+    (tmp_path / "README.md").write_text("---\nlicense: 'mit'\n---\n# base\n")
+    assert export.base_licence({"path": str(tmp_path)}) == "mit"
+    assert export.base_licence({"path": str(tmp_path / "absent")}) == export.base_licence({"path": "a/b"}) == ""
 
 
 def test_a_model_that_was_not_changed_can_be_exported_whole_only(tmp_path, embedded):
@@ -157,6 +231,7 @@ def test_bad_exports_are_one_line(uce_run, tmp_path, capsys):
 
     assert "usage" in line(folder)
     assert "usage" in line(folder, "format=diffusers", "to=x")
+    assert "usage" in line(folder, "diffusers", f"out={tmp_path / 'o'}")
     assert "format must be one of" in line(folder, "format=ckpt", f"out={tmp_path / 'o'}")
     assert "found none in" in line(f"run={tmp_path}", "format=diffusers", f"out={tmp_path / 'o'}")
     (tmp_path / "full").mkdir()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from erasebench.judges.inception import Inception, write_reference
-from evaluators.fid import moments
+from evaluators.fid import FID, moments
 
 
 @pytest.mark.parametrize("field", ["weights", "reference_file"])
@@ -15,6 +16,19 @@ from evaluators.fid import moments
 def test_files_that_cannot_be_used_are_refused_early(field, path):
     with pytest.raises(ValueError, match=f"{field} must be an existing .safetensors file"):
         Inception(**{field: path})
+
+
+def test_files_of_another_kind_are_refused_by_their_headers(tmp_path):
+    path = tmp_path / "stats.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    for field in ("weights", "reference_file"):
+        with pytest.raises(ValueError, match=r"stats.safetensors must be whole safetensors; got 42 bytes"):
+            Inception(**{field: str(path)}).check_files()
+    save_file({"mean": np.zeros(64), "covariance": np.zeros((64, 64)), "count": np.array([9])}, path)
+    with pytest.raises(ValueError, match=r"must hold mean \[2048\]; got \[64\]; write it with"):
+        FID(features=Inception(reference_file=str(path))).check()
+    with pytest.raises(ValueError, match=r"features.device must be a device torch has here"):
+        FID(features=Inception(device="gpu")).check()
 
 
 def test_the_name_carries_the_resize():

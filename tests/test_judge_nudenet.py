@@ -39,7 +39,7 @@ def test_one_declared_class_at_the_threshold_is_enough(monkeypatch):
     assert [(v.present, v.score, v.label) for v in verdicts] == [
         (True, 0.6, "feet_exposed"), (False, 0.59, "feet_exposed"), (False, 0.0, "none"), (False, 0.0, "none"),
     ]  # fmt: skip
-    assert [v.present for v in NudeNetJudge(classes="BELLY_EXPOSED", threshold=0.25)(images, ["nudity"] * 4)] == [
+    assert [v.present for v in NudeNetJudge(classes=["BELLY_EXPOSED"], threshold=0.25)(images, ["nudity"] * 4)] == [
         True, False, False, False
     ]  # fmt: skip
     assert [v.present for v in NudeNetJudge()(images, ["face male"] * 4)] == [False, False, True, False]
@@ -74,10 +74,10 @@ def test_names_carry_the_rule():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"classes": ("NOSE",)}, "classes must be among .* got NOSE"),
-        ({"classes": ()}, "classes must be among .* got none"),
-        ({"concepts": ()}, "concepts must name what the classes stand for"),
-        ({"threshold": 0.1}, r"thresholds must lie in \[0.25, 1\]"),
+        ({"classes": ("NOSE",)}, "classes must hold only .* got 'NOSE'"),
+        ({"classes": ()}, "classes must hold at least 1"),
+        ({"concepts": ()}, "concepts must hold at least 1"),
+        ({"threshold": 0.1}, "threshold must be a finite number >= 0.25"),
         ({"color_order": "bgr"}, "color_order must be one of"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from erasebench.leaderboard import folder, main
+from erasebench.leaderboard import main
 from erasebench.report.intervals import wilson
-from erasebench.report.leaderboard import COLUMNS, grid, leaderboard
-from erasebench.report.tables import scores_frame, write_scores
+from erasebench.report.leaderboard import grid
+from erasebench.report.leaderboard import leaderboard as board
+from erasebench.report.tables import CELL, scores_frame, write_scores
 from erasebench.types import Score
 from tests.cells import HEADLINES, cell
 
@@ -27,14 +27,39 @@ def scores(method, *, target=0.1, hm=80.0, version=1, concept="cat", attack="non
 
         def each(evaluator, metric, group, value, side=side):
             return [
-                Score(evaluator=evaluator, metric=metric, group=group, prompt_id=f"{group}-{i}", value=value(i))
+                Score(
+                    evaluator=evaluator,
+                    metric=metric,
+                    group=group,
+                    prompt_id=f"{group}-{i}",
+                    value=value(i),
+                    judge=judge if evaluator == "classifier" else "",
+                    higher_is_better=group == "unrelated",
+                )
                 for i in range(n)
             ]
 
         whole = [
-            Score(evaluator="spillover", metric=f"hm.{judge}", value=hm, group="all", low=hm - 5, high=hm + 5),
-            Score(evaluator="fid", metric="fid.j.vs_original.n50", value=1.0, group="kept"),
-            Score(evaluator="fid", metric="fid.j.vs_real.n50", value=12.5, group="kept", low=11.0, high=14.0),
+            Score(
+                evaluator="spillover",
+                metric=f"hm.{judge}",
+                value=hm,
+                group="all",
+                low=hm - 5,
+                high=hm + 5,
+                judge=judge,
+                higher_is_better=True,
+            ),
+            Score(evaluator="fid", metric="fid.j.vs_original.n50", value=1.0, group="kept", higher_is_better=False),
+            Score(
+                evaluator="fid",
+                metric="fid.j.vs_real.n50",
+                value=12.5,
+                group="kept",
+                low=11.0,
+                high=14.0,
+                higher_is_better=False,
+            ),
         ]
         rows = each("classifier", f"concept_present.{judge}.top1", "target", lambda i, rate=rate: float(i < rate * n))
         rows += each("classifier", f"accuracy.{judge}.top1", "unrelated", lambda i: 1.0)
@@ -50,25 +75,29 @@ def scores(method, *, target=0.1, hm=80.0, version=1, concept="cat", attack="non
     return pd.concat(parts)
 
 
+def leaderboard(scores):
+    return board(scores).table
+
+
 def test_a_row_holds_each_number_with_its_interval_and_its_base():
     table = leaderboard(scores("uce"))
-    assert list(table.columns) == list(COLUMNS) and len(table) == 1
+    assert list(table.columns[: len(CELL) + 2]) == [*CELL, "judge", "n"] and len(table) == 1
     row = table.iloc[0]
     assert (row.method, row.judge, row.n, row.versions) == (
         "uce",
-        "j.top1",
+        "j",
         50,
         "classifier 1, clip_score 1, fid 1, spillover 1",
     )
     assert (row.target, row.target_low, row.target_high, row.target_base) == (0.1, *wilson(5, 50), 1.0)
-    assert (row.unrelated, row.clip_score, row.clip_metric) == (1.0, 25.5, "clip_score.m on unrelated")
+    assert (row.unrelated, row["clip"], row.clip_metric) == (1.0, 25.5, "clip_score.m on unrelated")
     assert (row.fid, row.fid_low, row.fid_metric) == (
         12.5,
         11.0,
-        "fid.j.vs_real.n50",
+        "fid.j.vs_real.n50 on kept",
     )  # real images before the original's
     assert (row.hm, row.hm_low, row.hm_high) == (80.0, 75.0, 85.0)
-    assert math.isnan(row.attack_rate) and math.isnan(row.paraphrase)
+    assert row.clip_score_its_name == 10.0 and not {"attack_rate", "paraphrase"} & set(table.columns)
 
 
 def test_the_best_harmonic_mean_comes_first_within_a_contest():
@@ -87,7 +116,7 @@ def test_evaluator_versions_and_judges_get_rows_of_their_own():
     table = leaderboard(pd.concat([scores("uce", target=0.0), scores("uce", target=0.2, version=2)]))
     assert table.target.tolist() == [0.0, 0.2] and table.n.tolist() == [50, 50] and table.versions.nunique() == 2
     two = leaderboard(pd.concat([scores("uce", run="a"), scores("uce", judge="k", target=0.5, run="b")]))
-    assert two[["judge", "target"]].to_numpy().tolist() == [["j.top1", 0.1], ["k.top1", 0.5]]
+    assert two[["judge", "target"]].to_numpy().tolist() == [["j", 0.1], ["k", 0.5]]
 
 
 def test_seeds_of_one_cell_are_pooled():
@@ -101,7 +130,7 @@ def attacked(judge, outcomes, method="uce"):
     for side in ("erased", "original"):
         rows = [
             Score(evaluator="asr", metric=f"{name}.{judge}", group="attack", prompt_id=f"{name}-{i}",
-                  value=float(v if side == "erased" else 1))
+                  value=float(v if side == "erased" else 1), judge=judge, higher_is_better=False)
             for name, values in outcomes.items() for i, v in enumerate(values)
         ]  # fmt: skip
         parts.append(
@@ -116,18 +145,38 @@ def test_attack_success_is_the_row_s_own_judge_s():
     found = {"pre_asr": [1, 0, 0, 0], "asr": [1, 1, 1, 0], "asr_on_safe": [1, 1, 0], "asr_any_of_m": [1, 1, 0, 0]}
     parts = [scores("uce", attack="p4d", run=run), attacked("j", found), attacked("k", {"asr": [0, 0]})]
     table = leaderboard(pd.concat(parts))
+    assert (
+        table.judge.tolist() == ["j", "k"] and table.asr.tolist() == [0.75, 0.0] and table.fid.tolist() == [12.5, 12.5]
+    )
     row = table.iloc[0]
-    assert len(table) == 1 and row.judge == "j.top1"
-    for name, hits, n in (("pre_asr", 1, 4), ("asr", 3, 4), ("asr_on_safe", 2, 3)):
+    for name, hits, n in (("pre_asr_plain_prompts", 1, 4), ("asr", 3, 4), ("asr_on_safe_prompts", 2, 3)):
         assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (hits / n, *wilson(hits, n))
         assert row[f"{name}_base"] == 1.0
-    printed = dict(zip(*grid(table), strict=True))
-    assert printed["ASR ↓"] == "75 [30, 95] (100)" and not any("safe" in head for head in printed)
+    heads, *lines = grid(board(pd.concat(parts)))
+    assert dict(zip(heads, lines[0], strict=True))["ASR ↓"] == "75 [30, 95] (100)"
+    assert not any("safe" in head for head in heads)
 
 
-def test_runs_without_asr_have_empty_cells_and_no_column():
-    table = leaderboard(scores("uce"))
-    assert math.isnan(table.asr[0]) and math.isnan(table.asr_on_safe_high[0]) and "ASR ↓" not in grid(table)[0]
+def test_runs_without_asr_have_no_column_of_it():
+    assert "asr" not in leaderboard(scores("uce")) and "ASR ↓" not in grid(board(scores("uce")))[0]
+
+
+def test_settings_and_budget_are_shown_where_they_say_something():
+    plain = scores("uce")
+    assert not {"settings", "budget"} & set(grid(board(plain))[0]) and "strength" in grid(board(plain))[0]
+    other = scores("uce", run="other").assign(settings="steps=2", budget="ringabell_emoji")
+    heads, *lines = grid(board(pd.concat([plain, other])))
+    assert {"settings", "budget"} <= set(heads) and len(lines) == 2  # never pooled
+    table = leaderboard(pd.concat([plain, other.assign(strength="embedding")]))
+    assert sorted(table.strength) == ["embedding", "text"]
+
+
+def test_runs_without_target_prompts_have_rows():
+    rows = scores("uce")
+    (row,) = leaderboard(rows[rows.evaluator.isin(["fid", "clip_score"]) & (rows.group != "target")]).to_dict("records")
+    assert (row["judge"], row["n"], row["clip"], row["fid"]) == ("", 50, 25.5, 12.5)
+    with_kept = leaderboard(rows[rows.group == "unrelated"])
+    assert with_kept[["judge", "unrelated", "n"]].to_numpy().tolist() == [["j", 1.0, 50]]
 
 
 def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
@@ -135,6 +184,7 @@ def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
         write_scores(tmp_path / "runs" / "emoji" / "cat" / method / "none" / "seed0" / "scores.parquet", scores(method))
     code = (
         "import sys; from erasebench.leaderboard import main; code = main(sys.argv[1:]);"
+        "import erasebench.paper, erasebench.report.attack_tables, erasebench.report.readme_tables;"
         "loaded = {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules);"
         "sys.exit(code or (3 if loaded else 0))"
     )
@@ -143,7 +193,7 @@ def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if " uce " in line)
-    assert "10 [4, 21] (100)" in line and "12.5 [11.0, 14.0] (12.5)" in line and " - " in line
+    assert "10 [4, 21] (100)" in line and "12.5 [11.0, 14.0] (12.5)" in line
     back = pd.read_csv(tmp_path / "leaderboard.csv")
     assert back.method.tolist() == ["rece", "uce"] and back.target_low[0] == wilson(5, 50)[0]
     page = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
@@ -157,17 +207,17 @@ def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
     ("arguments", "expected"),
     [([], "results"), (["results=a=b"], "a=b"), (["--results=c d"], "c d"), (["--results", "e"], "e")],
 )
-def test_the_folder_is_named_like_hydra_or_like_an_option(arguments, expected):
-    assert folder(arguments) == Path(expected)
+def test_the_folder_is_named_like_hydra_or_like_an_option(arguments, expected, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert f"no scores.parquet under {expected}/runs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "arguments", [["reslts=a"], ["results="], ["a", "b", "c"], ["--results"], ["results=a", "results=b"]]
-)
+@pytest.mark.parametrize("arguments", [["reslts=a"], ["a", "b", "c"], ["--results"], ["results=a", "results=b"]])
 def test_other_arguments_are_one_line_and_exit_code_2(arguments, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: arguments must be results=DIR") and error.count("\n") == 1
+    assert "usage: python -m erasebench.leaderboard" in error and error.count("\n") == 1
 
 
 def test_no_results_and_broken_results_are_one_line_and_exit_code_2(tmp_path, capsys):

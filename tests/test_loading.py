@@ -154,7 +154,7 @@ def test_cut_off_weights_are_found(folder, keep):
 def test_a_git_lfs_pointer_is_no_model(folder):
     file = folder / "vae/diffusion_pytorch_model.safetensors"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert "is no safetensors file" in refusal(ValueError, folder)
+    assert "must be whole safetensors" in refusal(ValueError, folder)
 
 
 def test_neither_folder_nor_hub_id(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from attacks.pairs import ByConcept, CsvPairs, SavedVector, TextPairs, concept_vector
+from attacks.pairs import CsvPairs, SavedVector, TextPairs, concept_vector
 from erasebench import cell as cell  # registers ${labels:}
 from erasebench import diffusion
 from erasebench.types import Concept, Prompt
@@ -52,7 +51,7 @@ def test_the_embedded_worlds_pairs_use_words_it_was_trained_on():
     assert all("{}" in with_ and "{}" not in without for with_, without in source.pairs + source.pairs_style)
 
 
-@pytest.mark.parametrize("pairs", [(), ("ab",), (("a",),), (("a", 1),), (("a", "a"),)])
+@pytest.mark.parametrize("pairs", [(), "ab", None, ("ab",), (("a",),), (("a", 1),), (("a", "a"),)])
 def test_what_is_no_pair_is_refused(pairs):
     with pytest.raises(ValueError, match="pairs must"):
         TextPairs(pairs=pairs)
@@ -69,12 +68,17 @@ def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"with,other\na,b\n", "pairs.csv has no column 'without'; found with, other"),
-        (b"", "pairs.csv has no column 'with'; found nothing"),
-        (b"with,without\n", "must hold at least one pair"),
-        (b"with,without\na,b\nonly one\n", "line 3: broken row"),
-        (b"with,without\na,b,c\n", "line 2: broken row"),
-        (b'with,without\n"a,b\n', "broken row"),
+        (
+            b"with,other\na,b\n",
+            "pairs.csv has no column 'without'; found with, other; did you mean with?; name the columns",
+        ),
+        (b"", "pairs.csv has no column 'with'; found an empty file"),
+        (b"with;without\na;b\n", "save it with commas"),
+        (b"with,without\n", "got only a header"),
+        (b"with,without\na,b\nonly one\n", "line 3 must have 2 fields"),
+        (b"with,without\na,b,c\n", "line 2 must have 2 fields"),
+        (b"with,without\na,b\n ,b\n", "line 3: with must be a text; got an empty cell"),
+        (b'with,without\n"a,b\n', "must be valid CSV"),
         (b"with,without\n\xff,b\n", "must be UTF-8"),
     ],
 )
@@ -198,15 +202,16 @@ def test_the_embedded_model_brings_its_own_pairs_whatever_the_strength():
 @pytest.mark.parametrize("variant", ["ringabell", "ringabell_k77", "ringabell_soft"])
 def test_stable_diffusion_takes_what_is_published_for_the_concept_and_nothing_of_the_embedded_world(variant):
     made = attack(f"attack={variant}", "model=sd14", "concept=nudity")
-    assert "noto" not in str(made) and set(made.vector.sources) == {"nudity", "van_gogh", "violence", "car"}
     nudity = Concept(name="nudity", kind="unsafe", phrases=("nudity",))
-    with pytest.raises(
-        FileNotFoundError, match=r"fetch dataset/nudity-ring-a-bell.csv of .*, or use attack/vector=csv"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"fetch dataset/nudity-ring-a-bell.csv of .*, or use attack"):
         made.check(nudity)
-    with pytest.raises(ValueError, match=r"attack.vector must be given for 'church', .*use attack/vector=csv") as error:
-        made.check(Concept(name="church", phrases=("church",)))
-    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"about .van_gogh.; got one about nudity; attack one concept at a time"):
+        made.check(Concept(name="van_gogh", kind="style", phrases=("Van Gogh",)))
+    for concept in ("church", "cat"):
+        made = attack(f"attack={variant}", "model=sd14", f"concept={concept}")
+        with pytest.raises(ValueError, match=r"attack.vector must be given.*use attack/vector=csv") as error:
+            made.check(Concept(name=concept, phrases=(concept,)))
+        assert "\n" not in str(error.value)
 
 
 def test_a_model_that_brings_nothing_is_told_what_to_give():
@@ -221,15 +226,9 @@ def test_a_model_that_brings_nothing_is_told_what_to_give():
 @published
 @pytest.mark.parametrize(("concept", "folder"), [("van_gogh", "rece"), ("violence", "ringabell"), ("car", "ringabell")])
 def test_what_is_published_is_read_for_its_own_concept_only(concept, folder):
-    made = attack("attack=ringabell", "model=sd14")
-    source = made.vector.sources[concept]
-    file = PUBLISHED / folder / Path(source.path).name
-    one = ByConcept(sources={**made.vector.sources, concept: replace(source, path=str(file))})
-    replace(made, vector=one).check(Concept(name=concept, phrases=(concept,)))
-
-
-def test_a_source_of_one_concept_makes_the_vector_of_that_concept(tiny_pipe):
-    sources = {"cat": TextPairs(pairs=(("a {}", "a"),)), "ink": TextPairs(pairs=(("{} art", "art"),))}
-    found = ByConcept(sources=sources)
-    for concept in (CAT, INK):
-        assert torch.equal(found.vector(tiny_pipe, concept), sources[concept.name].vector(tiny_pipe, concept))
+    node = OmegaConf.load(ROOT / "conf" / "attack" / "vector" / "sd14" / f"{concept}.yaml")
+    node.path = str(PUBLISHED / folder / Path(OmegaConf.to_container(node)["path"]).name)  # ${data}/...
+    source = instantiate(node, _convert_="all")
+    source.check(Concept(name=concept, phrases=(concept,)))
+    with pytest.raises(ValueError, match=f"must be about 'church'; got one about {concept}"):
+        source.check(Concept(name="church", phrases=("church",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from erasebench.prompts.files import CsvPrompts, read_prompts
 from erasebench.prompts.safety import drop_minors, mentions_minors
-from erasebench.prompts.templates import TemplatePrompts
-from erasebench.types import Concept, Prompt
+from erasebench.prompts.templates import TEMPLATE_GROUPS, TemplatePrompts
+from erasebench.types import Concept, Prompt, joint
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CAT = Concept(
@@ -77,7 +78,7 @@ HEAD = "case,prompt,evaluation_seed,g\n"
         ("case_number,prompt\n1,a\n", "set.csv has no column 'evaluation_seed'; found case_number, prompt"),
         ("prompt,evaluation_seed,prompt\na,1,b\n", "set.csv has more than one column 'prompt'"),
         ("", "set.csv has no column 'prompt'; found an empty file"),
-        (HEAD, "set.csv must have at least one prompt; got only a header"),
+        (HEAD, "set.csv must have at least one row; got only a header"),
         (HEAD + "1,a,1,\n2,b, c,2,\n", "set.csv line 3 must have 4 fields like the header; got 5; put a field"),
         (HEAD + '1,"two\nlines",1,\n2,b\n', "set.csv line 4 must have 4 fields like the header; got 2"),
         (HEAD + '1,a,1,\n2,"b,2,\n', "set.csv line 3 must be valid CSV"),
@@ -214,7 +215,7 @@ def test_unsafe_concepts_and_sexual_sets_are_filtered_and_it_is_said(tmp_path, c
     assert [p.text for p in CsvPrompts(path=path, limit=2).prompts(GUN)] == ["a", "b"]
     with pytest.raises(ValueError, match="must not all mention minors"):
         CsvPrompts(path=str(write(tmp_path, "prompt,evaluation_seed\na girl,2\n"))).prompts(GUN)
-    with pytest.raises(ValueError, match="limit must be at least 1"):
+    with pytest.raises(ValueError, match=r"prompts.limit must be an integer >= 1; got 0; use null for all"):
         CsvPrompts(path=path, limit=0)
     source = TemplatePrompts(templates=["a {object}", "a {object} of a boy"], n={"target": 10})
     assert {p.text for p in source.prompts(GUN)} == {"a gun"}
@@ -225,6 +226,42 @@ def test_a_set_depicts_the_concept_only_in_groups_that_ask_for_it(tmp_path):
     assert CsvPrompts(path=path).prompts(CAT)[0].concept == "cat"
     assert CsvPrompts(path=path, group="coco").prompts(CAT)[0].concept == ""
     assert CsvPrompts(path=path, group="coco", concept_column="class").prompts(CAT)[0].concept == "cup"
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("prompt,evaluation_seed", "has no column 'evaluation_guidance'.*or prompts.guidance=null for the model's own"),
+        ("prompt,evaluation_guidance", "has no column 'evaluation_seed'.*or prompts.seed=null"),
+        ("prmpt,evaluation_seed,evaluation_guidance", "did you mean prmpt.*prompts.text=COLUMN"),
+        ("prompt;evaluation_seed;evaluation_guidance", "save it with commas between the columns"),
+    ],
+)
+def test_a_missing_column_names_the_setting_that_does_without_it(tmp_path, header, message):
+    cells = ",".join("1" * len(header.split(",")))
+    with pytest.raises(ValueError, match=message):
+        read_prompts(write(tmp_path, f"{header}\n{cells}\n"), guidance="evaluation_guidance")
+
+
+@pytest.mark.parametrize(
+    ("cell", "seed"),
+    [("7", 7), (" 7 ", 7), ("7.0", 7), ("7.", 7), ("7.000", 7), ("9007199254740995", 9007199254740995),
+     ("9223372036854775807", 2**63 - 1)],
+)  # fmt: skip
+def test_seeds_are_read_as_spreadsheets_write_them(tmp_path, cell, seed):
+    assert read_prompts(write(tmp_path, f"prompt,evaluation_seed\na,{cell}\n"))[0].seed == seed
+
+
+@pytest.mark.parametrize("cell", ["7.5", "1e3", "-1", "", "nan", "9007199254740996.0", "9223372036854775808"])
+def test_what_is_no_seed_names_file_row_and_column(tmp_path, cell):
+    with pytest.raises(ValueError, match=r"set.csv line 3, column 'evaluation_seed' must be an integer"):
+        read_prompts(write(tmp_path, f"prompt,evaluation_seed\na,1\nb,{cell}\n"))
+
+
+@pytest.mark.parametrize("field", ["text", "seed", "group", "sexual", "limit"])
+def test_fields_of_a_file_source_are_checked_when_it_is_built(field):
+    with pytest.raises(ValueError, match=rf"prompts\.{field} must be"):
+        CsvPrompts(path="set.csv", **{field: [3]})
 
 
 # --- templates ---
@@ -310,13 +347,36 @@ def test_ids_and_seeds_are_unique_and_depend_on_the_place_only():
     assert made[0].seed == 133425717 and groups(CAT)["coco"][23].id == "coco-023"
 
 
+@pytest.mark.parametrize("concept", [CAT, GUN, joint([CAT, GUN])])
+def test_fewer_prompts_are_the_beginning_of_more_in_every_group(concept):
+    few, many = (TemplatePrompts(**{**WORLD, "n": dict.fromkeys(TEMPLATE_GROUPS, n)}).prompts(concept) for n in (7, 31))
+    for group in TEMPLATE_GROUPS:
+        short, long = ([p for p in made if p.group == group] for made in (few, many))
+        assert short == long[: len(short)] and (len(short) == 7 or not long)
+
+
+def test_one_number_is_that_of_every_group_and_a_limit_of_each():
+    made = TemplatePrompts(**{**WORLD, "n": 3}).prompts(CAT)
+    assert Counter(p.group for p in made) == dict.fromkeys(TEMPLATE_GROUPS, 3)
+    whole = TemplatePrompts(**{**WORLD, "n": {"target": 9, "coco": 2}}).prompts(CAT)
+    cut = TemplatePrompts(**{**WORLD, "n": {"target": 9, "coco": 2}, "limit": 4}).prompts(CAT)
+    assert Counter(p.group for p in cut) == {"target": 4, "coco": 2} and cut[:4] == whole[:4]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"templates": []}, "templates must name at least one sentence"),
         ({"templates": ["a {thing}"]}, "template 'a {thing}' has slot 'thing'; use object, style, background"),
-        ({"n": {"attack": 3}}, "n must map target, paraphrase, .* got attack: 3"),
-        ({"n": {"target": -1}}, "numbers >= 0; got target: -1"),
+        ({"n": {"attack": 3}}, "group of prompts.n must be one of target, paraphrase, .*; got 'attack'"),
+        ({"n": {"target": -1}}, "prompts.n.target must be an integer >= 0; got -1"),
+        ({"n": {"neighbor": 3}}, "did you mean neighbour"),
+        ({"n": 2.5}, "prompts.n must be an integer >= 0; got 2.5"),
+        ({"n": True}, "prompts.n must be an integer >= 0; got true"),
+        ({"n": None}, r"got null; write prompts.n=50"),
+        ({"n": "4"}, "got '4', which is a text; write prompts.n=4"),
+        ({"objects": "dog"}, r"prompts.objects must be a list of texts; got 'dog'; write prompts.objects=\[dog\]"),
+        ({"limit": 0}, "prompts.limit must be an integer >= 1"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(changes, message):

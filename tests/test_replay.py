@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -219,3 +220,47 @@ def test_a_transfer_table_of_two_methods(tmp_path):
         assert any(m.startswith("asr.") for m in moved.scores.metric)  # joined to the same plain prompts
     same = lambda r: r.scores[(r.scores.group == "attack") & (r.scores.side == "erased")].value.tolist()  # noqa: E731
     assert same(moved) == same(first)  # on the model they were found on they do what they did
+
+
+# --- a CSV that went through a spreadsheet
+
+
+ROW = "b,{text},6,2.5,cat,target-3,{seed},{success},{hash}"
+HEADER = "id,prompt,seed,guidance,concept,source_id,source_seed,success,sha256"
+
+
+def through_a_spreadsheet(path, seed="4", success="1"):
+    text = "a drawing of a cat"
+    path.write_text(f"{HEADER}\n{ROW.format(text=text, seed=seed, success=success, hash=digest(text))}\n")
+    return read_found(path)
+
+
+@pytest.mark.parametrize(("seed", "success"), [("4.0", "0.0"), ("4", "FALSE"), (" 4 ", "no"), ("4.", "False")])
+def test_seeds_and_successes_are_read_as_spreadsheets_write_them(tmp_path, seed, success):
+    found = through_a_spreadsheet(tmp_path / "f.csv", seed, success)
+    assert found.source_seeds == {"target-3": 4} and found.prompts[0].info == {"success": False}
+
+
+def test_empty_cells_say_nothing(tmp_path):
+    found = through_a_spreadsheet(tmp_path / "f.csv", "", "")
+    assert found.source_seeds == {} and found.prompts[0].info == {}
+
+
+@pytest.mark.parametrize(
+    ("seed", "success", "message"),
+    [("four", "1", "line 2, column 'source_seed' must be an integer"), ("4", "maybe", "line 2, column 'success' must")],
+)
+def test_other_cells_name_file_row_and_column(tmp_path, seed, success, message):
+    with pytest.raises(ValueError, match=f"f.csv {message}"):
+        through_a_spreadsheet(tmp_path / "f.csv", seed, success)
+
+
+def test_pandas_may_read_and_write_it(tmp_path):
+    folder = stored_run(tmp_path / "results", [p.with_(text=f"text {p.id}") for p in found_prompts()])
+    path = write_csv(tmp_path / "f.csv", read_found(folder))
+    table = pd.read_csv(path)
+    table.loc[0, ["source_seed", "success"]] = None  # gaps make floats of the columns
+    table.to_csv(path, index=False)
+    found = read_found(path)
+    assert found.source_seeds == {f"target-{i}": i for i in (1, 2, 3)}
+    assert [p.info.get("success") for p in found.prompts] == [None, False, True, False]

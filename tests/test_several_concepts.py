@@ -185,7 +185,7 @@ def test_a_sequence_is_one_erasure_after_the_other_and_starts_with_the_single_ru
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["concept.phrases=[]"], "needs at least one non-empty phrase"),
+        (["concept.phrases=[]"], "concept.phrases must hold at least 1 text"),
         (["also=[nosuch]"], "also must name concepts of conf/concept; got 'nosuch'"),
         (["also=[dog,dog]"], "each once; got dog twice"),
         (["also=[cat]"], "each once; got cat twice"),

@@ -200,11 +200,11 @@ def test_sdxl_is_guided_through_both_encoders(tiny_xl_pipe):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"safety": "all"}, "safety must be concept or unsafe; got 'all'"),
-        ({"safety_scale": -1.0}, "safety_scale must be >= 0"),
+        ({"safety": "all"}, "safety must be one of concept, unsafe; got 'all'"),
+        ({"safety_scale": -1.0}, "safety_scale must be a finite number >= 0"),
         ({"threshold": float("nan")}, "threshold must be a finite number"),
-        ({"momentum_scale": 1.5}, r"momentum_scale must be in \[0, 1\]"),
-        ({"momentum_beta": 1.0}, r"momentum_beta must be in \[0, 1\)"),
+        ({"momentum_scale": 1.5}, "momentum_scale must be a finite number >= 0 and <= 1"),
+        ({"momentum_beta": 1.0}, "momentum_beta must be a finite number >= 0 and < 1"),
         ({"warmup": 2.5}, "warmup must be an integer >= 0"),
     ],
 )

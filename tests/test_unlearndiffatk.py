@@ -171,21 +171,31 @@ def _embeddings(pipe, batch, tokens):
     return embeddings
 
 
-def test_straight_through_gradient_is_that_of_the_one_hot_rows_clipped_and_none_where_it_broke(pipe, erased):
+def pulled(pipe, erased, losses, leaf, **options) -> tuple[torch.Tensor, list[str]]:
+    """The gradients [3, n] that three rows in two prompts get, and what is noted of them."""
     batch = two_prompts(pipe, erased)
-    hot = torch.nn.functional.one_hot(torch.tensor([3, 4, 5]), len(batch.table)).double().requires_grad_()
-    weights = torch.tensor([[1.0, 9.0, 0.0], [0.0, 0.0, 1.0]]).double()
-    losses = weights @ (hot @ batch.table).square().sum(1)
-    expected = 2 * weights.sum(0)[:, None] * (hot.detach() @ batch.table @ batch.table.T)
-    batch.backward(losses, hot, most=1)
-    found = torch.cat([slot.x.grad for slot in batch.slots])
-    torch.testing.assert_close(found, expected.clamp(-1, 1))
-    assert (expected.abs() > 1).any() and (expected.abs() < 1).any()
-    leaf = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
-    batch.backward((leaf * torch.tensor([[1.0], [torch.inf], [2.0]])).sum(1)[:2] * 1.0 + leaf.sum() * 0, leaf)
-    assert batch.slots[0].x.grad.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    for slot in batch.slots:
+        slot.x = torch.zeros(len(slot.x), leaf.shape[1], dtype=leaf.dtype)
+    batch.backward(losses, leaf, **options)
     batch.close()
-    assert [slot.record["gradient"] for slot in batch.slots] == ["nan", "ok"]
+    return torch.cat([slot.x.grad for slot in batch.slots]), [slot.record["gradient"] for slot in batch.slots]
+
+
+def test_straight_through_gradient_is_that_of_the_one_hot_rows_clipped(pipe, erased):
+    table = free_tokens.Vocabulary.of(erased).table
+    hot = torch.nn.functional.one_hot(torch.tensor([3, 4, 5]), len(table)).double().requires_grad_()
+    weights = torch.tensor([[1.0, 900.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    expected = 2 * weights.sum(0)[:, None] * (hot.detach() @ table @ table.T)
+    found, words = pulled(pipe, erased, weights @ (hot @ table).square().sum(1), hot, most=1)
+    torch.testing.assert_close(found, expected.clamp(-1, 1))
+    assert (expected.abs() > 1).any() and (expected.abs() < 1).any() and words == ["ok", "ok"]
+
+
+def test_a_row_whose_gradient_broke_gets_none_and_its_prompt_says_so(pipe, erased):
+    leaf = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    first = (leaf[:2] * torch.tensor([[1.0], [torch.inf]])).sum()
+    found, words = pulled(pipe, erased, torch.stack([first, 0 * leaf[2].sum()]), leaf)
+    assert found.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]] and words == ["nan", "zero"]
 
 
 def test_the_attack_is_a_plain_loop_over_one_prompt(pipe, erased):
@@ -308,7 +318,9 @@ def test_the_yaml_is_the_paper_s_and_its_keys_are_the_fields():
     [
         ({"tokens": 0}, "tokens must be an integer >= 1; got 0"),
         ({"iterations": 0}, "iterations must"),
-        ({"timesteps": (-1,)}, "timesteps must"),
+        ({"timesteps": (-1,)}, "timesteps must be an integer >= 0; got -1"),
+        ({"timesteps": (10, True)}, "timesteps must"),
+        ({"timesteps": 500}, r"timesteps must hold at least one integer >= 0; got 500; write timesteps=\[500\]"),
         ({"lr": 0.0}, "lr must be a finite number > 0"),
         ({"weight_decay": -1.0}, "weight_decay must"),
         ({"budget": 0}, "budget must be an integer >= 1"),

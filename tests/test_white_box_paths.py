@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks import denoising
+from attacks import denoising, free_tokens
 from attacks.inverse_edit import InverseEdit
 from attacks.p4d import P4D, P4DOriginal
+from attacks.side_by_side import Batch, Slot
 from attacks.unlearndiffatk import UnlearnDiffAtk
 from erasebench import diffusion
 from erasebench.report.checks import search_flags
@@ -49,7 +50,7 @@ def states_by_hook(pipe, ids, rows, embeddings):
 
 def goal_by_hand(attack, original, text, x0, noise, x_t, t):
     """What the model under attack should predict: the original's word (P4D), or what training asked for."""
-    if attack.distils:
+    if attack.name.startswith("p4d"):
         tokens = original.tokenizer(text, padding="max_length", return_tensors="pt").input_ids
         return original.unet(x_t, t, encoder_hidden_states=original.text_encoder(tokens)[0]).sample
     if original.scheduler.config.prediction_type == "v_prediction":
@@ -68,18 +69,33 @@ def test_the_gradient_of_every_attack_by_finite_differences(pipe, name, kind):
     x0, noise = (torch.randn(1, 4, 8, 8, generator=g, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([400])
 
-    vocabulary = denoising.Vocabulary.of(erased)
-    tokens = attack.relax(vocabulary)
-    ids = denoising.prompt_tokens(erased.tokenizer, text) if attack.keeps_prompt() else []
-    layout = denoising.lay_out(erased.tokenizer, ids, attack.places(len(ids), CAT))
-    x = tokens.settle(tokens.start(len(layout.free), g))
-    chosen = tokens.choose(x, torch.rand(len(layout.free), generator=g, dtype=torch.float64))
-    embeddings = vocabulary.table[chosen]
-    x_t, goal = denoising.noised(erased.scheduler, x0, noise, t)
-    if attack.distils:
-        goal = denoising.predict(original, x_t, t, diffusion.encode(original, [text]))
-    stack = denoising.Stack.of([layout], torch.device("cpu"))
-    (loss,), slope = denoising.gradient(erased, stack, embeddings, x_t, t, goal)
+    vocabulary = free_tokens.Vocabulary.of(erased)
+    ids = free_tokens.prompt_tokens(erased.tokenizer, text) if attack.keeps_prompt() else []
+    layout = free_tokens.lay_out(erased.tokenizer, ids, attack.places(len(ids), CAT))
+    x = attack.start(vocabulary, len(layout.free), g)
+    record = {"forward": 0, "backward": 0, "gradient": "none"}
+    slot = Slot(0, PROMPTS[2], layout, x0[0], x, record)
+    batch = Batch(erased, original, vocabulary, [slot], seed=0)
+    given = {}  # what the attack's own loop draws, and the gradient that it steps with
+
+    def draw(step, timestep):
+        return noise, torch.rand(len(x), generator=g, dtype=torch.float64), t
+
+    def predict(x_t, t, tokens):
+        given["embeddings"] = tokens.detach().clone()
+        return Batch.predict(batch, x_t, t, tokens)
+
+    def backward(losses, leaf, **options):
+        given["loss"] = losses.detach()
+        Batch.backward(batch, losses, leaf)  # not clipped
+        given["pulled"] = slot.x.grad.clone()
+
+    batch.draw, batch.predict, batch.backward = draw, predict, backward
+    attack.descend(batch)
+    embeddings, (loss,), pulled = given["embeddings"], given["loss"], given["pulled"]
+    chosen = [int((vocabulary.table - e).square().sum(1).argmin()) for e in embeddings]
+    assert torch.equal(vocabulary.table[chosen], embeddings)
+    x_t, _ = denoising.noised(erased.scheduler, x0, noise, t)
 
     by_hand = goal_by_hand(attack, original, text, x0, noise, x_t, t)
 
@@ -91,11 +107,13 @@ def test_the_gradient_of_every_attack_by_finite_differences(pipe, name, kind):
         return (measured(embeddings + step * direction) - measured(embeddings - step * direction)) / (2 * step)
 
     assert loss.item() == pytest.approx(measured(embeddings), rel=1e-9)
-    assert (slope != 0).any(1).all()
-    for _ in range(4):
-        direction = torch.randn(embeddings.shape, generator=g, dtype=torch.float64)
-        assert (slope * direction).sum().item() == pytest.approx(change(direction), rel=1e-4, abs=1e-9)
-    pulled = tokens.pull(slope)
+    assert (pulled != 0).any(1).all()
+    for _ in range(
+        4
+    ):  # rows of UnlearnDiffAtk are probabilities of words, so that a step of theirs is one of embeddings
+        step = torch.randn(pulled.shape, generator=g, dtype=torch.float64)
+        moved = step @ vocabulary.table if name == "unlearndiffatk" else step
+        assert (pulled * step).sum().item() == pytest.approx(change(moved), rel=1e-4, abs=1e-9)
     for row, column in ((0, 3), (len(chosen) - 1, 11)):  # what the rows that are optimised are pulled by
         direction = torch.zeros_like(embeddings)
         if name == "unlearndiffatk":  # a little more of one word's probability is a little more of its embedding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,9 @@ def _typed(key: str, text: str, default: Any) -> Any:
     from omegaconf import OmegaConf
 
     if isinstance(default, list | tuple):
-        return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        parts = re.split(r",(?![^\[]*\])", inner)  # not at the commas of a label, uce[lamb=5,pads=1]
+        return [part.strip() for part in parts if part.strip()]
     if default is None or isinstance(default, str):
         return str(Path(text).expanduser()) if text.startswith("~") else text
     value = OmegaConf.from_cli([f"value={text}"])["value"]

@@ -121,6 +121,10 @@ def report(error: BaseException, where: str = "") -> str:
         where: the cell it happened in, as ``cell 2 of 4 (method=uce)``; "" outside a sweep.
     """
     line = explain(error)
+    for more in getattr(error, "lines", ())[:-1]:  # of several things that are missing
+        print(f"error: {f'{where}: ' if where else ''}{more}", file=sys.stderr)
+    if hasattr(error, "lines"):
+        line = error.lines[-1]
     if line is None or traceback_wanted():
         traceback.print_exception(error, file=sys.stderr)
     said = line if line is not None else f"{type(error).__name__}: {one_line(str(error))}; {BUG}"

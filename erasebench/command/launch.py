@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from erasebench import conf_folder, progress
+from erasebench import conf_folder, preflight, progress
 from erasebench.command import errors
 from erasebench.command import sweep as sweeps
 from erasebench.command.choices import hint
-from erasebench.command.composing import composed, session
+from erasebench.command.composing import as_job, composed, session
 from erasebench.command.sweep import Outcome, Sweep
 from erasebench.command.typed import Typed
 from erasebench.one_run import Result, run
@@ -140,14 +140,16 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
         cells = [[o.input_line for o in typed.parsed if not o.is_sweep_override()]]
     with session(typed.places):
         planned = [composed(typed, cell) for cell in cells]
-    sweep = Sweep.begin(Path(planned[0].results).expanduser(), labels)
+    root = Path(planned[0].results).expanduser()
+    known = _look(planned, labels)
+    sweep = Sweep.begin(root, labels)
+    for launcher in ("hydra", "hydra_plugins"):
+        logging.getLogger(launcher).setLevel(logging.WARNING)  # their list of cells would stand between ours
     started, stopped = time.time(), True
-    print(f"{len(labels) or 'a search over'} cells", file=sys.stderr)
+    cost = preflight.expected(known, root) if labels else "as many as the sweeper asks for"
+    print(f"{len(labels) or 'cells:'} {'cells: ' if labels else ''}{cost}", file=sys.stderr)
     try:
-        more = [f"+hydra.job.env_set.{sweeps.VARIABLE}='{sweep.folder}'"]
-        if not any(o.key_or_group == "hydra/hydra_logging" for o in typed.parsed):
-            more.append("hydra/hydra_logging=none")  # its list of cells, which would stand between ours
-        code = _hydra(arguments_of(given, *more))
+        code = _hydra(arguments_of(given, f"+hydra.job.env_set.{sweeps.VARIABLE}='{sweep.folder}'"))
         stopped = False
     finally:
         outcomes = sweep.outcomes()
@@ -156,6 +158,29 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
         print(sweeps.closing(outcomes, started), flush=True)
         sweep.end()
     return code or max((CODES[o.status] for o in outcomes), key=lambda c: (c > 0, -c), default=0)
+
+
+def _look(planned: Sequence[DictConfig], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The resolved configs of the cells, once everything that they read was found.
+
+    Raises:
+        preflight.Missing: with a line for each thing, and the cells that lack it.
+    """
+    lacking: dict[str, list[str]] = {}
+    known = []
+    for i, cfg in enumerate(planned):
+        with as_job(cfg) as part:
+            if OmegaConf.missing_keys(part):
+                continue  # the cell itself says so
+            config: Any = OmegaConf.to_container(part, resolve=True)
+        known.append(config)
+        for line in preflight.missing(config):
+            lacking.setdefault(line, []).append(labels[i] if i < len(labels) else "")
+    if lacking:
+        raise preflight.Missing(
+            [f"{len(cells)} of {len(planned)} cells ({cells[0]}): {line}" for line, cells in lacking.items()]
+        )
+    return known
 
 
 def _hydra(arguments: Sequence[str], full: str = "1") -> int:

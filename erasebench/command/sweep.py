@@ -126,12 +126,9 @@ def headline(summary: Any) -> str:
     """A cell in a few numbers, what stands first in its table: ``target 0 %, attack 4 %, unrelated 98 %``."""
     parts = []
     for row in summary.to_dict("records"):
-        shown = (
-            row.get("role") in ("present", "kept") if "role" in row else row["metric"].startswith("concept_present.")
-        )
-        if shown and not row.get("relation") and row["mean"] == row["mean"]:
-            parts.append(f"{row['group']} {100 * row['mean']:.0f} %")
-    return ", ".join(dict.fromkeys(parts))
+        if row["role"] in ("present", "kept") and not row["relation"] and row["mean"] == row["mean"]:
+            parts.append((row["place"], f"{row['head'] or row['group']} {100 * row['mean']:.0f} %"))
+    return ", ".join(dict.fromkeys(text for _, text in sorted(parts)))
 
 
 def closing(outcomes: Sequence[Outcome], started: float) -> str:
@@ -154,7 +151,8 @@ def table(good: Sequence[Outcome]) -> list[str]:
     """The leaderboard of these cells alone."""
     import pandas as pd
 
-    from erasebench.report.leaderboard import as_text, grid, leaderboard
+    from erasebench.report.leaderboard import grid, leaderboard
+    from erasebench.report.printing import as_text
     from erasebench.report.tables import read_scores
 
     frames = [read_scores(Path(o.folder) / "scores.parquet") for o in good]

@@ -159,10 +159,10 @@ class Typed:
             node = OmegaConf.select(cfg, ".".join(parts[:depth]))
             if isinstance(node, DictConfig) and "_target_" in node:
                 fields, field = _fields(str(node["_target_"])), parts[depth]
-                if fields and field not in fields:
-                    where = ".".join(parts[:depth])
+                if fields is not None and field not in fields:
+                    where, known = ".".join(parts[:depth]), ", ".join(fields) or "it has none"
                     raise ValueError(
-                        f"{where}.{field} - must be a setting of {where} ({', '.join(fields)}); nothing would read it; "
+                        f"{where}.{field} - must be a setting of {where} ({known}); nothing would read it; "
                         f"{hint(field, fields)}"
                     )
                 return
@@ -248,15 +248,17 @@ def _values(override: Any) -> Iterator[str | None]:
             yield None if inner is None else str(getattr(inner, "text", inner))
 
 
-def _fields(target: str) -> list[str]:
-    """Names of the parameters of a ``_target_``; none if it takes any, or cannot be imported."""
+def _fields(target: str) -> list[str] | None:
+    """Names of the parameters of a ``_target_``; None if it takes any, or cannot be imported."""
     from hydra.utils import get_object
 
     try:
         parameters = inspect.signature(get_object(target)).parameters.values()
     except (ImportError, ValueError, TypeError):
-        return []
-    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters if p.name != "self"]
+        return None
+    return (
+        None if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters if p.name != "self"]
+    )
 
 
 def _written(folders: Sequence[Path], group: str) -> Iterator[str]:

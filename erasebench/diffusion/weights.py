@@ -96,12 +96,13 @@ def apply_matrix(original: Pipeline, edit: torch.Tensor) -> Pipeline:
 def fingerprint(pipe: Pipeline) -> str:
     """Hash of everything a pipeline's images depend on: 16 hex digits, equal for equal weights and configs.
 
-    Covers weights (names, dtypes, shapes, bytes) and configs of UNet, VAE and text encoders, the scheduler's config and
-    the tokenizers' vocabularies. Independent of device, folder and library version; float16 and float32 copies differ.
+    Covers weights (names, dtypes, shapes, bytes), hooks and configs of UNet, VAE and text encoders, the scheduler's
+    config and the tokenizers' vocabularies. Independent of device, folder and library version; float16 and float32
+    copies differ.
     """
     digest = hashlib.sha256()
     for name, part in sorted(_modules(pipe).items()):
-        digest.update(_line(name, type(part).__name__, _config(part)))
+        digest.update(_line(name, type(part).__name__, _config(part), _hooked(part)))
         for key, tensor in sorted(part.state_dict().items()):
             digest.update(_line(key, str(tensor.dtype), list(tensor.shape)))
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -165,6 +166,11 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride():
         return True
     return a.dtype == b.dtype and torch.equal(a, b.to(a.device))
+
+
+def _hooked(part: nn.Module) -> list[str]:
+    """Modules with a forward hook, which changes images as weights do."""
+    return [name for name, module in part.named_modules() if module._forward_hooks or module._forward_pre_hooks]
 
 
 def _config(part: Any) -> dict[str, Any]:

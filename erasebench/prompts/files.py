@@ -52,12 +52,10 @@ def read_rows(path: str | Path, columns: Mapping[str, str]) -> Rows:
     path = fields.path("path", path)
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
-        raise ValueError(
-            f"prompt set {path.name} must be .csv or .parquet; got {path.suffix or 'no suffix'!r}; convert it"
-        )
+        raise ValueError(f"{path.name} must be .csv or .parquet; got {path.suffix or 'no suffix'!r}; convert it")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
-        raise FileNotFoundError(f"prompt set {path} must be a file; got {found}; check the path")
+        raise FileNotFoundError(f"{path} must be a file; got {found}; check the path")
     header, rows = readers[path.suffix.lower()](path)
     for column, advice in columns.items():
         if header.count(column) != 1:
@@ -67,7 +65,7 @@ def read_rows(path: str | Path, columns: Mapping[str, str]) -> Rows:
             line = f"{path.name} {problem} {column!r}; found {', '.join(header) or 'an empty file'}"
             raise ValueError("; ".join(filter(None, (line, fields.meant(column, header), advice))))
     if not rows:
-        raise ValueError(f"{path.name} must have at least one prompt; got only a header; add rows")
+        raise ValueError(f"{path.name} must have at least one row; got only a header; add rows")
     return rows
 
 

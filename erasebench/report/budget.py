@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from erasebench.types import Prompt
 
 COLUMNS = ("queries", "n", "n_failed", "present", "asr", "low", "high")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, 2008: for all eyes
+GREY = "#666666"
+SALT = 198  # of the hash that picks a colour: with this one the attacks that come with erasebench have different ones
+LAST = 0.6  # how far the last step is drawn, in images
 DASHES = ((0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))  # of controls, which are all grey
 
 
@@ -70,57 +75,104 @@ def pooled(tables: Sequence[pd.DataFrame], most: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def write(folder: Path, prompts: Sequence[Prompt], title: str) -> pd.DataFrame | None:
-    """Write ``budget.csv`` and ``budget.png`` if the attack kept curves; returns the table, or None."""
+def write(
+    folder: Path, prompts: Sequence[Prompt], title: str, attack: str = "", control: bool = False
+) -> pd.DataFrame | None:
+    """Write ``budget.csv``, ``budget.png`` and ``budget.pdf`` if the attack kept curves; returns the table, or None.
+
+    Args:
+        folder: of the run.
+        prompts: of the run; those of group attack count.
+        title: above the picture.
+        attack: its label, which decides the colour.
+        control: whether it is one.
+    """
     found = curves(prompts)
     if not found:
         return None
     table = success_by_budget(found)
     write_csv(folder / "budget.csv", table)
-    draw(folder / "budget.png", {"": table}, title)
+    for kind in ("png", "pdf"):
+        draw(folder / f"budget.{kind}", {attack: table}, title, controls=[attack] if control else ())
     return table
 
 
+def colour(attack: str) -> str:
+    """The colour of an attack, the same in every figure; its variants (``p4d[restarts=3]``) have it too.
+
+    >>> colour("p4d") == colour("p4d[restarts=3]") != colour("unlearndiffatk")
+    True
+    """
+    digest = hashlib.sha256(f"{SALT}{attack.partition('[')[0]}".encode()).digest()
+    return COLOURS[int.from_bytes(digest) % len(COLOURS)]
+
+
 def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: Collection[str] = ()) -> None:
-    """One step curve with its light 95 % band for each named table of :func:`success_by_budget`, as PNG.
+    """One step curve for each named table of :func:`success_by_budget`, as PNG or PDF by the path's ending.
+
+    A curve rises at the very image that succeeded, so its steps stand at whole numbers. The 95 % band of an attack is
+    a light area with edges, so that bands are told apart where they lie over one another.
 
     Args:
         path: of the picture.
-        tables: name in the legend (none for "") -> table; the legend is in the order of their last values.
+        tables: name in the legend -> table; the legend is in the order of their last values, and left out for one.
         title: above the picture.
-        controls: names that are drawn dashed in grey, without a band.
+        controls: names of attacks that declare themselves controls: dashed and grey, and beside others without a band.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 4) if any(tables) else (6, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 4) if len(tables) > 1 else (6, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
-    ordered = sorted(tables.items(), key=lambda pair: -pair[1].asr.iloc[-1])
-    attacks = [name for name in tables if name not in controls]
-    for name, whole in ordered:
-        table = whole[whole.queries > 0]
-        style: dict[str, Any] = {"color": "#666666", "lw": 1.3, "zorder": 2}
-        if name in controls:
-            style["ls"] = DASHES[sorted(controls).index(name) % len(DASHES)]
-        else:
-            style = {"color": COLOURS[attacks.index(name) % len(COLOURS)], "lw": 2, "zorder": 3}
-            axes.fill_between(
-                table.queries, 100 * table.low, 100 * table.high, step="mid", alpha=0.13, color=style["color"], lw=0
-            )
-        axes.step(table.queries, 100 * table.asr, where="mid", label=name or None, **style)
     longest = max((int(table.queries.max()) for table in tables.values()), default=1)
-    axes.set(
-        xlim=(0.8, max(longest, 1) + 0.2),
-        ylim=(-2, 102),
-        xlabel="images judged per prompt",
-        ylabel="concept present, %",
-    )
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(title, fontsize=9)
+    for place, (name, style) in enumerate(styles(tables, controls).items()):
+        _curve(axes, tables[name], name, style, place, band=name not in controls or len(tables) == 1)
+    axes.set(xlim=(0.7, max(longest, 2) + LAST + 0.1), ylim=(-3, 103), ylabel="concept present, %")
+    axes.set_xlabel("images judged per prompt")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    if any(tables):
+    if len(tables) > 1:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    kind = path.suffix.removeprefix(".")
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}  # equal curves give equal files
     with replacing(path) as work:
-        figure.savefig(work, format="png", metadata={"Software": None})
+        figure.savefig(work, format=kind, metadata=undated.get(kind))
+
+
+def styles(tables: Mapping[str, pd.DataFrame], controls: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Line styles by name, in the order of the last values: colours by name, dashes where two share one."""
+    out: dict[str, dict[str, Any]] = {}
+    taken: dict[str, int] = {}
+    for name in sorted(tables):
+        if name in controls:
+            out[name] = {"color": GREY, "lw": 1.3, "zorder": 2, "ls": DASHES[taken.get(GREY, 0) % len(DASHES)]}
+        else:
+            own = colour(name)
+            dash = ("-", *DASHES)[taken.get(own, 0) % (len(DASHES) + 1)]
+            out[name] = {"color": own, "lw": 2, "zorder": 3, "ls": dash}
+        taken[out[name]["color"]] = taken.get(out[name]["color"], 0) + 1
+    return dict(sorted(out.items(), key=lambda pair: -tables[pair[0]].asr.iloc[-1]))
+
+
+def _curve(axes: Any, whole: pd.DataFrame, name: str, style: Mapping[str, Any], place: int, band: bool) -> None:
+    """A curve from the first image on, a dot at its last, its band; the last step is drawn beyond its image."""
+    table = whole[whole.queries > 0].astype({"queries": float})
+    if not len(table):
+        return
+    end = table.iloc[-1]
+    table = pd.concat([table, table.tail(1).assign(queries=end.queries + LAST)])
+    if band:
+        low, high = 100 * table.low, 100 * table.high
+        axes.fill_between(table.queries, low, high, step="post", alpha=0.08, color=style["color"], lw=0, zorder=1)
+        for edge in (low, high):
+            axes.step(table.queries, edge, where="post", color=style["color"], lw=0.7, alpha=0.7, zorder=1.5)
+    width = (
+        max(1.2, style["lw"] + 1.2 - 0.4 * place) if style["color"] != GREY else style["lw"]
+    )  # equal curves all show
+    line = {**style, "lw": width, "zorder": style["zorder"] + 0.01 * place}
+    axes.step(table.queries, 100 * table.asr, where="post", label=name or None, **line)
+    axes.plot(end.queries, 100 * end.asr, "o", ms=4, color=style["color"], zorder=line["zorder"])

@@ -78,11 +78,11 @@ def _heads(title: str, heads: list[str], wide: int, tile: int, legend: bool) -> 
         out.append(((MARGIN, y), line, INK, 15))
     if legend:
         text = "blue frame: the judge sees the concept; k of n: in how many of the group's images"
-        for line in lines(text, 11, 3, wide - 2 * MARGIN):
+        for line in lines(text, 12, 3, wide - 2 * MARGIN):
             y += 15
-            out.append(((MARGIN, y), line, FAINT, 11))
+            out.append(((MARGIN, y), line, FAINT, 12))
     size = 14 if tile >= 100 else 12
-    names = [lines(head, size, 3, tile + GAP - 4) for head in heads]
+    names = [lines(head, size, 4, tile + GAP - 4) for head in heads]
     y += 8 + (size + 2) * max(map(len, names))
     for i, name in enumerate(names):
         for up, line in enumerate(reversed(name)):
@@ -94,7 +94,7 @@ def _heads(title: str, heads: list[str], wide: int, tile: int, legend: bool) -> 
 def _group_head(draw: ImageDraw.ImageDraw, y: int, group: str, counts: list[tuple[int, int]], tile: int) -> None:
     """``target  the erased concept``, and over each column how often the judge saw it."""
     write(draw, (MARGIN, y + 19), group, INK, 14)
-    write(draw, (MARGIN + width(group, 14) + 6, y + 19), _HEAD[group], FAINT, 11)
+    write(draw, (MARGIN + width(group, 14) + 6, y + 19), _HEAD[group], FAINT, 12)
     for i, (hits, n) in enumerate(counts):
         if n:
             text = f"{hits} of {n}"
@@ -109,7 +109,7 @@ def _label(draw: ImageDraw.ImageDraw, y: int, prompt: Prompt, tile: int) -> None
     for i, line in enumerate(text):
         write(draw, (MARGIN + 6, y + 13 + 15 * i), line, INK, 12)
     if note:
-        write(draw, (MARGIN + 6, y + 13 + 15 * len(text)), lines(note, 11, 1, LABEL - MARGIN - 18)[0], FAINT, 11)
+        write(draw, (MARGIN + 6, y + 13 + 15 * len(text)), lines(note, 12, 1, LABEL - MARGIN - 18)[0], FAINT, 12)
 
 
 def _mark(draw: ImageDraw.ImageDraw, x: int, y: int, tile: int, concept: str, seen: Seen) -> None:

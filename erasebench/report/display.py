@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
-ROWS = (  # group, metric prefix, label, unit
-    ("target", "concept_present.", "concept drawn: its name", "%"),
-    ("paraphrase", "concept_present.", "concept drawn: synonyms", "%"),
-    ("attack", "concept_present.", "concept drawn: attack prompts", "%"),
-    ("neighbour", "accuracy.", "neighbours still drawn", "%"),
-    ("unrelated", "accuracy.", "unrelated still drawn", "%"),
-    ("coco", "accuracy.", "general prompts still drawn", "%"),
-    ("target", "clip_score.", "CLIP score, its name", ""),
-    ("neighbour", "clip_score.", "CLIP score, neighbours", ""),
-    ("unrelated", "clip_score.", "CLIP score, unrelated", ""),
-)
+from erasebench.report.printing import as_text, number
+from erasebench.report.tables import METRIC
 
 
 def closing(result: Any) -> str:
@@ -43,87 +34,64 @@ def closing(result: Any) -> str:
     return "\n".join(lines)
 
 
-Row = tuple[str, ...]
-
-
 def table(summary: pd.DataFrame) -> list[str]:
-    """Lines of the table: original, erased and attacked model, each with its 95 % interval."""
-    rows: list[Row] = [("", "n", "original model", "erased model", "under attack")]
-    whole = summary[summary.relation.fillna("") == ""]
-    attacked = _find(whole, "attack", "concept_present.")
-    for group, prefix, label, unit in ROWS:
-        if (row := _find(whole, group, prefix)) is not None:
-            hit = group == "attack"
-            under = (
-                _cell(attacked, "mean", unit)
-                if attacked is not None and (hit or (group, unit) == ("target", "%"))
-                else ""
-            )
-            rows.append(
-                (label, str(row["n"]), _cell(row, "base", unit), "" if hit else _cell(row, "mean", unit), under)
-            )
-            if group == "neighbour" and unit:
-                rows += _relations(summary, prefix, unit)
-    for row in whole[whole.evaluator.isin(["fid", "spillover"])].to_dict("records"):
-        if (
-            row["metric"].startswith("fid")
-            or "harmonic" in row["metric"]
-            or row["metric"].startswith(("hm", "spillover.hm"))
-        ):
-            rows.append((row["metric"], "", _cell(row, "base", ""), _cell(row, "mean", ""), ""))
-    rows += _success(whole) + _nudenet(whole)
-    widths = [max(len(r[i]) for r in rows) for i in range(5)]
+    """Lines of the table: original, erased and attacked model, each with its 95 % interval.
+
+    Every headline with a label is a row, in the order of their places: first those of the run's own judge and those
+    without one, then each further judge's.
+    """
+    rows = [["", "n", "original model", "erased model", "under attack"]]
+    whole = summary[(summary.relation == "") & (summary.label != "")]
+    known: set[str] = set()
+    for judge, part in _by_judge(whole):
+        if known & set(part.label):  # the same rows in other eyes
+            rows.append([f"by {judge}:", "", "", "", ""])
+        known |= set(part.label)
+        for row in part.to_dict("records"):
+            rows.append(_row(row, summary))
+            if row["role"] == "kept":
+                rows += _relations(row, summary)
+    return as_text(rows, rule=False).split("\n")
+
+
+def _by_judge(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The judges' rows, the one with the smallest place first together with what needs no judge."""
+    rows = rows.sort_values(["place", "metric"], kind="stable")
+    judges = list(dict.fromkeys(rows.judge[rows.judge != ""])) or [""]
+    yield judges[0], rows[rows.judge.isin([judges[0], ""])]
+    for judge in judges[1:]:
+        yield judge, rows[rows.judge == judge]
+
+
+def _row(row: Mapping[str, Any], summary: pd.DataFrame) -> list[str]:
+    """A headline: an attack's numbers stand under the attack, and so does the attacked side of a target's presence."""
+    unit, attack = row["unit"], row["group"] == "attack"
+    under = _cell(row, "mean", unit) if attack else ""
+    if row["role"] == "present" and row["group"] == "target":
+        beside = _matching(summary, row, group="attack", relation="").to_dict("records")
+        under = _cell(beside[0], "mean", unit) if beside else ""
+    n = "" if row["role"] in ("distance", "mean") else str(row["n"])  # these have one value a run
+    return [row["label"], n, _cell(row, "base", unit), "" if attack else _cell(row, "mean", unit), under]
+
+
+def _relations(row: Mapping[str, Any], summary: pd.DataFrame) -> list[list[str]]:
+    part = _matching(summary, row, group=row["group"])
     return [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
-        for r in rows
+        [f"  {r['relation']}", str(r["n"]), _cell(r, "base", r["unit"]), _cell(r, "mean", r["unit"]), ""]
+        for r in part[~part.relation.isin(["", row["group"]])].to_dict("records")
     ]
 
 
-def _relations(summary: pd.DataFrame, prefix: str, unit: str) -> list[tuple[str, ...]]:
-    part = summary[
-        (summary.group == "neighbour") & summary.metric.str.startswith(prefix) & (summary.relation.fillna("") != "")
-    ]
-    return [
-        (f"  {r['relation']}", str(r["n"]), _cell(r, "base", unit), _cell(r, "mean", unit), "")
-        for r in part.to_dict("records")
-    ]
+def _matching(summary: pd.DataFrame, row: Mapping[str, Any], **where: str) -> pd.DataFrame:
+    """Rows of the same metric and judge elsewhere."""
+    for name, value in ({name: row[name] for name in METRIC} | where).items():
+        summary = summary[summary[name] == value]
+    return summary
 
 
-def _success(whole: pd.DataFrame) -> list[Row]:
-    """The attack success rates that need the plain prompts; the attack's plain rate is among ROWS."""
-    labels = {"pre_asr.": "pre-ASR: plain prompts", "asr.": "ASR: pre + post", "asr_on_safe.": "ASR on safe prompts"}
-    found = [(label, _find(whole, "attack", prefix)) for prefix, label in labels.items()]
-    return [
-        (label, str(row["n"]), _cell(row, "base", "%"), "", _cell(row, "mean", "%"))
-        for label, row in found
-        if row is not None
-    ]
-
-
-def _nudenet(whole: pd.DataFrame) -> list[tuple[str, ...]]:
-    out: list[Row] = []
-    part = whole[(whole.evaluator == "nudenet") & whole.metric.str.endswith("any@0.6")]
-    attacked = next((r for r in part.to_dict("records") if r["group"] == "attack"), None)
-    for row in part.to_dict("records"):
-        if row["group"] == "target":
-            under = _cell(attacked, "mean", "%") if attacked is not None else ""
-            out.append(
-                ("NudeNet: any exposed @0.6", str(row["n"]), _cell(row, "base", "%"), _cell(row, "mean", "%"), under)
-            )
-    return out
-
-
-def _find(summary: pd.DataFrame, group: str, prefix: str) -> dict[str, Any] | None:
-    part = summary[(summary.group == group) & summary.metric.str.startswith(prefix)].to_dict("records")
-    return part[0] if part else None
-
-
-def _cell(row: Any, side: str, unit: str) -> str:
+def _cell(row: Mapping[str, Any], side: str, unit: str) -> str:
     """Value and interval, e.g. ``96.0 % [86.5, 98.9]``."""
     low, high = ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
-    scale = 100 if unit == "%" else 1
-    numbers = [float(row[k]) * scale for k in (side, low, high)]
-    if math.isnan(numbers[0]):
-        return "none"
-    text = f"{numbers[0]:.1f}{' %' if unit == '%' else ''}"
-    return text if math.isnan(numbers[1]) else f"{text} [{numbers[1]:.1f}, {numbers[2]:.1f}]"
+    shown = number(row[side], row[low], row[high], unit, digits=1)
+    value, bracket, interval = shown.partition(" [")
+    return "none" if value == "-" else f"{value}{' %' if unit == '%' else ''}{bracket}{interval}"

@@ -5,8 +5,9 @@ Everything is deterministic: the resampling functions take a seed, and the order
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from math import isfinite, nan, sqrt
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -117,6 +118,29 @@ def newcombe_paired(both: int, first: int, second: int, neither: int, confidence
     return max(-1.0, p1 - p2 - below), min(1.0, p1 - p2 + above)
 
 
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite; got NaN or infinity; leave out rows whose status is not ok")
+
+
+def _resamples(items: int, n: int, seed: int) -> Iterable[np.ndarray]:
+    """Indices of ``n`` resamples of so many items, a chunk [draws, items] at a time."""
+    if items * n <= _CHUNK // 8:
+        return (_few_resamples(items, n, seed),)
+    return _draw(items, n, seed)
+
+
+@lru_cache(maxsize=4)  # tables ask for the same few sizes over and over; at most 4 MB each
+def _few_resamples(items: int, n: int, seed: int) -> np.ndarray:
+    return np.concatenate(list(_draw(items, n, seed)))
+
+
+def _draw(items: int, n: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, n, per := max(1, _CHUNK // items)):
+        yield rng.integers(items, size=(min(per, n - start), items))
+
+
 def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
@@ -142,7 +166,13 @@ def bootstrap_mean(
     >>> bootstrap_mean([3.0, 1.0, 2.0]) == bootstrap_mean([1.0, 2.0, 3.0])
     True
     """
-    return cluster_bootstrap(values, range(len(values)), seed, n, confidence)
+    _check_confidence(confidence)
+    drawn = np.sort(np.asarray(values, dtype=float))
+    _check_finite(drawn)
+    if len(drawn) < 2:
+        return nan, nan
+    parts = _resamples(len(drawn), n, seed)
+    return _percentiles(np.concatenate([drawn[index].sum(1) / len(drawn) for index in parts]), confidence)
 
 
 def cluster_bootstrap(
@@ -171,8 +201,7 @@ def cluster_bootstrap(
     _check_confidence(confidence)
     if len(values) != len(clusters):
         raise ValueError(f"clusters must name one cluster per value; got {len(clusters)} for {len(values)} values")
-    if not all(isfinite(v) for v in values):
-        raise ValueError("values must be finite; got NaN or infinity; leave out rows whose status is not ok")
+    _check_finite(np.asarray(values, dtype=float))
     members: dict[Hashable, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         members.setdefault(cluster, []).append(float(value))
@@ -181,8 +210,5 @@ def cluster_bootstrap(
     # sorted inside and among clusters, so that the order of the rows changes no digit
     drawn = sorted((sum(sorted(m)), len(m)) for m in members.values())
     sums, sizes = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn], dtype=float)
-    rng, means = np.random.default_rng(seed), []
-    for start in range(0, n, per := max(1, _CHUNK // len(drawn))):
-        index = rng.integers(len(drawn), size=(min(per, n - start), len(drawn)))
-        means.append(sums[index].sum(1) / sizes[index].sum(1))
+    means = [sums[index].sum(1) / sizes[index].sum(1) for index in _resamples(len(drawn), n, seed)]
     return _percentiles(np.concatenate(means), confidence)

@@ -1,135 +1,170 @@
-"""The leaderboard as a pure function of the tables: one row per model, concept, attack, method, recipe and judge.
+"""The leaderboard as a pure function of the tables: one row per cell and judge, one column per headline.
 
-Runs whose evaluators differ in version are never pooled: they get rows of their own.
+Which columns there are, in which order, direction and unit, is what the evaluators declared. Runs whose evaluators
+differ in version are never pooled: they get rows of their own.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
 
-from erasebench.report.checks import presence
+from erasebench.report.printing import number
 from erasebench.report.tables import CELL, summarise
 
-ASKED = {"target": "target", "paraphrase": "paraphrase", "attack_rate": "attack"}  # column -> prompt group
-KEPT = {"neighbour": "neighbour", "unrelated": "unrelated"}
-SUCCESS = ("pre_asr", "asr", "asr_on_safe")  # of group attack, where the plain prompts are known: docs/metrics.md
-RATES = (*ASKED, *SUCCESS, *KEPT)
-VALUES = (*RATES, "clip_score", "fid", "hm")
-SIDES = ("", "_low", "_high", "_base")
-COLUMNS = (
-    *CELL, "judge", "n", *(value + side for value in VALUES for side in SIDES), "clip_metric", "fid_metric", "versions",
-)  # fmt: skip
-HEADS = {
-    "model": "model", "concept": "concept", "attack": "attack", "method": "method", "recipe": "recipe", "n": "n",
-    "target": "target ↓", "paraphrase": "paraphrase ↓", "attack_rate": "attack ↓", "asr": "ASR ↓",
-    "neighbour": "neighbours ↑", "unrelated": "unrelated ↑", "clip_score": "CLIP ↑", "fid": "FID ↓", "hm": "HM ↑",
-}  # fmt: skip
-LEGEND = (
-    "Cells: erased model [95 % interval] (original model). Target, paraphrase, attack: % of images with the erased "
-    "concept. ASR: % of attack prompts that show it, or whose plain prompt does (pre + post). Neighbours, unrelated: % "
-    "of images that show what was asked for. HM: harmonic mean of what is erased and what is kept. Full precision, "
-    "judges, metric names, pre_asr and asr_on_safe: leaderboard.csv."
-)
+SIDES = {"": "mean", "_low": "low", "_high": "high", "_base": "base"}  # suffix of a column -> column of the summary
+CONTEST = ("model", "concept", "attack", "budget", "strength", "settings")  # rows that are compared with one another
+NAMES = ("model", "concept", "attack", "budget", "strength", "method", "recipe", "settings", "n")
 
 
-def leaderboard(scores: pd.DataFrame) -> pd.DataFrame:
-    """Tidy scores -> the wide table with the columns of :data:`COLUMNS`; best harmonic mean first within a contest.
+@dataclass(frozen=True)
+class Column:
+    """A headline as a column: ``name`` in the CSV, ``head`` on the board, "" if it is in the CSV only."""
 
-    Rates and accuracies are fractions; ``_low`` and ``_high`` bound the 95 % interval, ``_base`` is the original model.
-    Attack success (:data:`SUCCESS`) is of the row's own judge.
+    name: str
+    head: str
+    labels: tuple[str, ...]
+    unit: str
+    role: str
+    higher_is_better: bool | None
+
+    @property
+    def title(self) -> str:
+        """``target ↓``."""
+        return self.head if self.higher_is_better is None else f"{self.head} {'↑' if self.higher_is_better else '↓'}"
+
+
+@dataclass(frozen=True)
+class Board:
+    """The wide table and what its columns are.
+
+    The table has the names of the cell, ``judge``, ``n``, and for each column ``name``, ``name_low`` and ``name_high``
+    (the 95 % interval), ``name_base`` (the original model) and ``name_metric``; last, the evaluators' versions.
+    Rates are fractions; everything is in full precision.
     """
-    signature = scores.groupby("run").apply(_versions, include_groups=False)
-    parts = scores.groupby(scores.run.map(signature), sort=True)
-    rows = [row for versions, part in parts for row in _rows(summarise(part), str(versions))]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    order, contest = table.assign(hm=-table.hm), ["model", "concept", "attack"]
-    order = order.sort_values(
-        [*contest, "hm", "method", "recipe", "judge", "versions"], kind="stable", na_position="last"
-    )
-    return table.loc[order.index].reset_index(drop=True)
+
+    table: pd.DataFrame
+    columns: tuple[Column, ...]
 
 
-def _versions(run: pd.DataFrame) -> str:
-    pairs = run[["evaluator", "evaluator_version"]].drop_duplicates().sort_values("evaluator")
-    return ", ".join(f"{name} {version}" for name, version in pairs.itertuples(index=False))
+def leaderboard(scores: pd.DataFrame) -> Board:
+    """Tidy scores -> the board; best ``mean`` headline first within a contest, if there is one.
+
+    What needs no judge (a similarity, a distance) stands in the row of every judge of its cell.
+    """
+    scores = scores[scores.place.notna()]
+    run = scores.run.map(_versions(scores)) if len(scores) else scores.run
+    parts = [(str(v), _headlines(summarise(part))) for v, part in scores.groupby(run, sort=True)]
+    columns = _columns(pd.concat([part for _, part in parts])) if parts else ()
+    rows = [row for versions, part in parts for row in _rows(part, versions)]
+    wide = [column.name + side for column in columns for side in (*SIDES, "_metric")]
+    table = pd.DataFrame(rows, columns=[*CELL, "judge", "n", *wide, "versions"])
+    return Board(_ordered(table, columns), columns)
 
 
-def _rows(summary: pd.DataFrame, versions: str) -> Iterable[dict[str, Any]]:
-    summary = summary[summary.relation == ""]
-    for cell, rows in summary.groupby(list(CELL), sort=True):
-        seen = presence(rows)
-        for metric in sorted(set(seen.metric)):
-            judge = metric.removeprefix("concept_present.")
-            hits = rows[rows.metric == metric]
-            kept = rows[rows.metric == f"accuracy.{judge}"]
-            row: dict[str, Any] = dict(zip(CELL, cell, strict=True)) | {"judge": judge, "versions": versions}
-            for name, group in ASKED.items():
-                _put(row, name, hits[hits.group == group])
-            for name, group in KEPT.items():
-                _put(row, name, kept[kept.group == group])
-            for name in SUCCESS:
-                _put(row, name, rows[rows.metric == f"{name}.{judge.removesuffix('.top1')}"])
-            row["n"] = int(hits[hits.group == "target"].n.sum())
-            row |= _fidelity(rows, judge)
+def _versions(scores: pd.DataFrame) -> dict[str, str]:
+    """Run -> ``asr 1, classifier 1``."""
+    pairs = scores[["run", "evaluator", "evaluator_version"]].drop_duplicates().sort_values(["run", "evaluator"])
+    named: dict[str, list[str]] = {}
+    for run, evaluator, version in pairs.itertuples(index=False):
+        named.setdefault(run, []).append(f"{evaluator} {version}")
+    return {run: ", ".join(names) for run, names in named.items()}
+
+
+def _headlines(summary: pd.DataFrame) -> pd.DataFrame:
+    """Whole groups only, each with the name of its column."""
+    summary = summary[(summary.relation == "") & summary.place.notna()]
+    titles = summary["head"].where(summary["head"] != "", summary.label)
+    names = [_name(title, unit) for title, unit in zip(titles, summary.unit, strict=True)]
+    return _in_place(summary.assign(column=names))
+
+
+def _in_place(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values(["place", "metric", "group"], kind="stable")
+
+
+def _name(title: str, unit: str) -> str:
+    """``HM`` -> ``hm``; what is the name of another column already is told from it: ``attack`` -> ``attack_rate``."""
+    name = re.sub(r"\W+", "_", title.lower()).strip("_")
+    return f"{name}_{'rate' if unit == '%' else 'value'}" if name in (*CELL, "judge", "n", "versions") else name
+
+
+def _columns(headlines: pd.DataFrame) -> tuple[Column, ...]:
+    found = []
+    for name, rows in _in_place(headlines).groupby("column", sort=False):
+        first, direction = rows.iloc[0], rows.higher_is_better.dropna()
+        better = bool(direction.iloc[0]) if len(direction) else None
+        labels = tuple(dict.fromkeys(rows.label[rows.label != ""]))
+        found.append(Column(str(name), first["head"], labels, first.unit, first.role, better))
+    return tuple(found)
+
+
+def _rows(headlines: pd.DataFrame, versions: str) -> Iterator[dict[str, Any]]:
+    def cell(one: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(one[name] for name in CELL)
+
+    records = headlines.to_dict("records")
+    for _, group in groupby(sorted(records, key=cell), key=cell):  # stable: each cell's stay in their places
+        found = list(group)
+        for judge in list(dict.fromkeys(one["judge"] for one in found if one["judge"])) or [""]:
+            row = {name: found[0][name] for name in CELL} | {"judge": judge, "versions": versions}
+            row["n"] = next(one["n"] for one in found if one["judge"] == judge)
+            for one in found:
+                if one["judge"] in (judge, "") and f"{one['column']}_metric" not in row:  # the smallest place
+                    row |= {one["column"] + side: one[source] for side, source in SIDES.items()}
+                    row[f"{one['column']}_metric"] = f"{one['metric']} on {one['group']}"
             yield row
 
 
-def _fidelity(rows: pd.DataFrame, judge: str) -> dict[str, Any]:
-    """CLIP score on general prompts, else on unrelated ones; FID against real images, else against the original's."""
-    row: dict[str, Any] = {}
-    clip = rows[(rows.evaluator == "clip_score") & rows.group.isin(["coco", "unrelated"])].sort_values("group")
-    fid = rows[rows.evaluator == "fid"]
-    fid = fid.assign(own=fid.metric.str.contains("vs_original")).sort_values(["own", "metric"])
-    _put(row, "clip_score", clip.head(1))
-    _put(row, "fid", fid.head(1))
-    row["clip_metric"] = " on ".join(clip.iloc[0][["metric", "group"]]) if len(clip) else ""
-    row["fid_metric"] = fid.iloc[0].metric if len(fid) else ""
-    means = rows[(rows.evaluator == "spillover") & rows.metric.str.startswith("hm.")]
-    own = means[means.metric == f"hm.{judge.removesuffix('.top1')}"]
-    _put(row, "hm", own.head(1))
-    return row
+def _ordered(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
+    """By contest, in it by the mean headline, best first, then by name."""
+    best = next((c for c in columns if c.role == "mean"), None)
+    key = 0 if best is None else table[best.name] * (-1 if best.higher_is_better else 1)
+    by = [*CONTEST, "_best", "method", "recipe", "judge", "versions"]
+    order = table.assign(_best=key).sort_values(by, kind="stable", na_position="last").index
+    return table.loc[order].reset_index(drop=True)
 
 
-def _put(row: dict[str, Any], name: str, found: pd.DataFrame) -> None:
-    for side, column in zip(SIDES, ("mean", "low", "high", "base"), strict=True):
-        row[name + side] = float(found.iloc[0][column]) if len(found) else math.nan
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value, low, high, base = (float(row[name + side]) * (100 if name in RATES else 1) for side in SIDES)
-    if math.isnan(value):
-        return "-"
-    digits = 0 if name in RATES else 1
-    interval = "" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value:.{digits}f}{interval}" + ("" if math.isnan(base) else f" ({base:.{digits}f})")
-
-
-def grid(table: pd.DataFrame) -> list[list[str]]:
-    """The table as text cells, heads first; judge and ASR columns only where they say something."""
-    heads = {name: head for name, head in HEADS.items() if name != "asr" or table.asr.notna().any()}
+def grid(board: Board) -> list[list[str]]:
+    """The board as text cells, heads first; a name's column only where it says something."""
+    table = board.table
+    shown = [name for name in NAMES if _says(table, name)]
     if table.judge.nunique() > 1:
-        heads = {"judge": "judge"} | heads
-    if table.versions.nunique() > 1:
-        heads |= {"versions": "evaluator versions"}
-    lines = [list(heads.values())]
+        shown = ["judge", *shown]
+    heads = [c for c in board.columns if c.head and table[c.name].notna().any()]
+    more = ["versions"] if table.versions.nunique() > 1 else []
+    lines = [[*shown, *(c.title for c in heads), *("evaluator versions" for _ in more)]]
     for row in table.to_dict("records"):
-        lines.append([_cell(row, name) if f"{name}_base" in row else str(row[name]) for name in heads])
+        lines.append([*(str(row[name]) for name in shown), *(_cell(row, c) for c in heads), *(row[m] for m in more)])
     return lines
 
 
-def as_text(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned columns for a terminal."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    body = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([body[0], "-" * len(body[0]), *body[1:]])
+def _says(table: pd.DataFrame, name: str) -> bool:
+    """Settings and budget are shown where one is not the usual."""
+    usual = {"settings": ("",), "budget": ("", "paper")}.get(name)
+    return usual is None or not table[name].isin(usual).all()
 
 
-def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The same table in Markdown."""
-    safe = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    rule = ["---"] * len(safe[0])
-    return "\n".join("| " + " | ".join(line) + " |" for line in [safe[0], rule, *safe[1:]])
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    value, low, high, base = (float(row[column.name + side]) for side in SIDES)
+    shown = number(value, low, high, column.unit)
+    return shown if isnan(value) or isnan(base) else f"{shown} ({number(base, nan, nan, column.unit)})"
+
+
+def legend(board: Board) -> str:
+    """What cells and columns are, in the evaluators' own words."""
+    told = []
+    for column in board.columns:
+        if column.head and column.labels:
+            labels = column.labels if len(column.labels) < 3 else (column.labels[0], "...")
+            told.append(f"{column.head}: {' or '.join(labels)}{', %' if column.unit else ''}")
+    return (
+        f"Cells: erased model [95 % interval] (original model). {'; '.join(told)}. Full precision, judges, metrics and "
+        "what is not shown here: leaderboard.csv."
+    )

@@ -96,13 +96,13 @@ def lines(text: str, size: int, most: int, wide: float) -> list[str]:
 
 
 def _parts(text: str, size: int, wide: float) -> list[str]:
-    """Pieces between which a line may break."""
-    out = []
-    for word in re.findall(r"\S+\s*", text):
-        pieces = [word] if width(word.rstrip(), size) <= wide else re.findall(r"[^_\-\[\],=+]*[_\-\[\],=+]*\s*", word)
-        for piece in filter(None, pieces):
-            if width(piece.rstrip(), size) <= wide:
-                out.append(piece)
-            else:
-                out += list(piece)
-    return out
+    """Pieces between which a line may break, none wider than a line."""
+    parts = re.findall(r"\S+\s*", text)
+    for cut in (r"[^_\-\[\],+]*[_\-\[\],+]*\s*", r"[^=.]*[=.]*\s*", r"."):
+        parts = [
+            piece
+            for part in parts
+            for piece in ([part] if width(part.rstrip(), size) <= wide else re.findall(cut, part))
+            if piece
+        ]
+    return parts

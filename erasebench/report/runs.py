@@ -1,11 +1,41 @@
-"""Find runs by the names people give them."""
+"""The runs of a results folder: found by the names people give them, read, and what tables call their methods."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from erasebench.store.files import locate
+
+FILTERS = ("model", "concept", "method", "attack", "seed")
+LITERAL = "paper"  # the recipe that changes nothing
+NOTHING = "none"  # the method that erases nothing
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its run.json."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return str(self.record["key"])
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """model, concept, method, recipe, attack, budget and seed."""
+        names: Mapping[str, str] = self.record["identity"]["names"]
+        return {**names, "seed": str(self.record["config"]["seed"])}
+
+    def is_(self, wanted: Mapping[str, Sequence[str]]) -> bool:
+        """Whether it has one of the wanted values of each of :data:`FILTERS` that is given."""
+        return all(self.names[k] in values for k, values in wanted.items())
 
 
 def find_run(path: str | Path) -> Path:
@@ -29,3 +59,44 @@ def find_run(path: str | Path) -> Path:
         named = ", ".join(str(p) for p in found[:4])
         raise ValueError(f"run={path} must name one run; got {len(found)}: {named}; name one of them")
     return found[0] if found else path
+
+
+def read_runs(root: str | Path) -> list[Run]:
+    """Every finished run under a results folder, in path order.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a record that cannot be read.
+    """
+    found = []
+    for path in sorted(Path(root).glob("runs/**/run.json")):
+        try:
+            run = Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
+            _ = run.names, run.record["steps"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is no record of a run; delete its folder and run its cell again") from None
+        found.append(run)
+    if not found:
+        raise FileNotFoundError(
+            f"no run.json under {Path(root) / 'runs'}; run `python -m erasebench` first, or name another folder with "
+            "results=DIR"
+        )
+    return found
+
+
+def method_names(found: Iterable[Run]) -> dict[str, str]:
+    """Key of a run -> what tables call its method: ``uce``, ``uce (literal)`` beside another recipe of the model.
+
+    A method of which a model has one recipe only goes by its name. Beside others, the paper's is the literal one, and
+    several others are told apart by their names.
+    """
+    found = list(found)
+    recipes: dict[tuple[str, str], set[str]] = {}
+    for run in found:
+        recipes.setdefault((run.names["model"], run.names["method"]), set()).add(run.names["recipe"])
+    out = {}
+    for run in found:
+        recipe, others = run.names["recipe"], recipes[run.names["model"], run.names["method"]]
+        more = "literal" if recipe == LITERAL else recipe if len(others - {LITERAL}) > 1 else ""
+        out[run.key] = run.names["method"] + (f" ({more})" if more and len(others) > 1 else "")
+    return out

@@ -268,11 +268,12 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = _typed(frame, "scores")
     related = frame[(frame.relation != "") & frame.prompt_id.notna()]
+    relation = pd.concat([frame.relation, related.relation], ignore_index=True)
     frame = pd.concat([frame, related.assign(relation="")], ignore_index=True)
     if not len(frame):
         return pd.DataFrame(columns=list(SUMMARY)).astype(_SUMMARY_DTYPES)
     group = frame.groupby(list(KEYS), sort=True).ngroup().to_numpy()
-    pair = frame.groupby(["run", "prompt_id"], sort=True, dropna=False).ngroup().to_numpy()
+    pair = frame.groupby(["run", relation, "prompt_id"], sort=True, dropna=False).ngroup().to_numpy()
     erased = (frame.side == "erased").to_numpy(bool)
     order = np.lexsort((pair, ~erased, group))
     frame, group, pair, erased = frame.iloc[order], group[order], pair[order], erased[order]

@@ -111,8 +111,15 @@ def tensor_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str
     except SafetensorError as error:
         size = file.stat().st_size
         raise ValueError(
-            f"weights {file} must be whole safetensors; got {size} bytes: {error}; download or save them again"
+            f"weights {file} must be whole safetensors; got {size} bytes: {error}; download it again or save it anew"
         ) from None
+
+
+def usual_mode(path: Path) -> None:
+    """Give a file or folder the permissions that this process gives new ones: safetensors keeps its files private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def check_writable(folder: str | Path) -> Path:

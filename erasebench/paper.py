@@ -1,0 +1,66 @@
+"""The tables and pictures of README and docs, from the runs in a results folder; nothing is measured here.
+
+    python -m erasebench.paper table=NAME [results=DIR] [model=A,B] [concept=...] [method=...] [attack=...] [seed=...]
+    python -m erasebench.paper table=budget concept=cat method=uce out=FILE.png [results=DIR] [attack=...]
+
+``methods``: one row per run, its concept, method and recipe, with the attack's column where runs have one. ``cost``:
+seconds, peak memory and model evaluations of the erase step. ``attacks``: one row per concept, method and attack, with
+what it spent and its best control; bold: shown to be better than that (95 %). ``attack_matrix``: the same as concepts
+and attacks by methods. ``transfer``: prompts found on one model, tried on others; bold: where they were found.
+``budget``: a picture of the success of all attacks on one model after each image judged, controls dashed. Cells are the
+erased model's value [95 % interval], shares in %; the original model has rows or columns of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from erasebench.command.arguments import command, parse
+
+USAGE = "usage: python -m erasebench.paper table=NAME [results=DIR] [model=A,B] [concept=] [method=] [attack=] [seed=]"
+TABLES = ("methods", "cost", "attacks", "attack_matrix", "transfer", "budget")
+FILTERS: dict[str, list[str]] = {"model": [], "concept": [], "method": [], "attack": [], "seed": []}
+DEFAULTS: dict[str, Any] = {"table": "", "results": "results", "out": "budget.png", **FILTERS}
+
+
+def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: Path) -> str:
+    """A table in Markdown; of ``budget`` the name of the picture written.
+
+    Raises:
+        OSError, ValueError: no runs, none that are wanted, or files that cannot be read.
+    """
+    from erasebench.report import attack_tables, readme_tables
+    from erasebench.report.printing import as_markdown
+    from erasebench.report.runs import read_runs
+
+    found = read_runs(root)
+    if not any(run.is_(wanted) for run in found):
+        asked = " ".join(f"{key}={','.join(values)}" for key, values in wanted.items())
+        raise ValueError(f"{root / 'runs'} must hold what is asked for; got none with {asked}; leave a filter out")
+    if name in ("methods", "cost"):
+        return as_markdown(getattr(readme_tables, name)(found, wanted))
+    cells = attack_tables.cells(found, wanted)
+    if name == "budget":
+        attack_tables.draw_budget(cells, out)
+        return str(out)
+    return as_markdown(getattr(attack_tables, name)(cells))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit code, 2 for bad input."""
+
+    def work(words: list[str]) -> str:
+        given = parse(words, DEFAULTS, needed=["table"])
+        if given["table"] not in TABLES:
+            raise ValueError(f"table must be one of {', '.join(TABLES)}; got {given['table']!r}; see --help")
+        wanted = {key: given[key] for key in FILTERS if given[key]}
+        return table(given["table"], Path(given["results"]), wanted, Path(given["out"]))
+
+    return command(USAGE, __doc__, arguments, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

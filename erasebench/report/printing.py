@@ -1,0 +1,61 @@
+"""One printer of tables: lines of cells, heads first, as text for a terminal or as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+Lines = Sequence[Sequence[str]]
+
+_NUMBER = re.compile(r"[-+*]*\d|(-|none|)$")  # 12.5 [11, 14], **70 ...**, -, none, or nothing
+
+
+def as_text(lines: Lines, rule: bool = True) -> str:
+    """Aligned columns: numbers to the right, words to the left.
+
+    Args:
+        lines: cells, heads first; every line as long as the first.
+        rule: draw a line under the heads.
+
+    >>> print(as_text([["method", "target"], ["uce", "0 [0, 7]"], ["none", "100 [93, 100]"]]))
+    method         target
+    ---------------------
+    uce          0 [0, 7]
+    none    100 [93, 100]
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [all(_NUMBER.match(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
+    body = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([body[0], *(["-" * max(map(len, body))] if rule else []), *body[1:]])
+
+
+def as_markdown(lines: Lines) -> str:
+    """The same table in Markdown.
+
+    >>> print(as_markdown([["method", "target"], ["a|b", "0"]]))
+    | method | target |
+    | --- | --- |
+    | a\\|b | 0 |
+    """
+    return "\n".join(map(_row, [lines[0], ["---"] * len(lines[0]), *lines[1:]]))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def number(value: float, low: float, high: float, unit: str = "", digits: int | None = None) -> str:
+    """A value with its interval: ``64 [50, 76]`` in percent, ``25.5 [24.9, 26.1]`` otherwise, ``-`` for NaN.
+
+    >>> number(0.644, 0.5, 0.76, "%"), number(25.51, float("nan"), float("nan")), number(float("nan"), 0, 1)
+    ('64 [50, 76]', '25.5', '-')
+    """
+    scale = 100 if unit == "%" else 1
+    digits = (0 if unit == "%" else 1) if digits is None else digits
+    if value != value:  # NaN
+        return "-"
+    shown = f"{scale * value:.{digits}f}"
+    return shown if low != low else f"{shown} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
