@@ -74,10 +74,10 @@ def given(source: VectorSource | None) -> VectorSource:
 
     >>> given(None)
     Traceback (most recent call last):
-    ValueError: attack.vector must be given, for this model brings no pairs of texts; got none; use ...
+    ValueError: attack.vector must be given, for this model brings none for the concept; got none; use ...
     """
     if not source:
-        raise ValueError(f"attack.vector must be given, for this model brings no pairs of texts; got none; {GIVE}")
+        raise ValueError(f"attack.vector must be given, for this model brings none for the concept; got none; {GIVE}")
     return source
 
 

@@ -9,7 +9,7 @@ from erasebench import fields
 from erasebench.prompts.safety import safe_prompts
 from erasebench.protocols import Attack, Judge
 from erasebench.report.found import read_found
-from erasebench.types import Concept, Pipeline, Prompt
+from erasebench.types import Concept, Pipeline, Prompt, Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,11 @@ class Replay(Attack):
     successes: bool = False
 
     access = "none"
-    strength = "text"  # or that of the attack that is replayed
+
+    @property
+    def strength(self) -> Strength:  # type: ignore[override]
+        """That of what is replayed: embeddings are no text, whoever hands them over."""
+        return "embedding" if any(p.embeds is not None for p in read_found(self.run).prompts) else "text"
 
     def __post_init__(self) -> None:
         fields.path("attack.run", self.run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from erasebench import preflight, progress, several
 from erasebench.building import build
 from erasebench.cell import Cell, Result, plan
+from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.report import tables
 from erasebench.store.files import locate
 from erasebench.types import Concept, Prompt, joint
@@ -43,6 +45,18 @@ def finished(cell: Cell) -> Result | None:
         return None
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a cell's config describes, built; nothing of it has loaded a weight yet."""
+
+    concept: Concept
+    method: Method
+    attack: Attack
+    judge: Judge
+    evaluators: dict[str, Evaluator]
+    prompts: list[Prompt]
+
+
 def run(cfg: DictConfig) -> Result:
     """Run one cell, or read it if it was run before.
 
@@ -54,8 +68,25 @@ def run(cfg: DictConfig) -> Result:
         return result
     preflight.check(cell.config)
     progress.say_alone(preflight.expected([cell.config], cell.root))
+    parts = build_parts(cell)
+    check_parts(cell, parts)
     from erasebench import steps
 
+    original = steps.load(cell)
+    erased, key = steps.erase(cell, parts.method, original, parts.concept)
+    found = steps.attack(cell, parts.attack, erased, key, original, parts.prompts, parts.concept, parts.judge)
+    models = {"original": (original, cell.model_hash), "erased": (erased, key)}
+    images = steps.draw(cell, models, parts.prompts + found)
+    scores = steps.score(cell, parts.evaluators, images)
+    return steps.record(cell, scores, images, parts.attack, parts.evaluators)
+
+
+def build_parts(cell: Cell) -> Parts:
+    """Everything the config describes; prompts of the groups that an evaluator asks for, and the targets.
+
+    Raises:
+        ValueError, OSError: a setting that a part refuses; no prompt.
+    """
     config = cell.config
     concepts: list[Concept] = [build(node) for node in cell.concepts]
     concept = joint(concepts) if len(concepts) > 1 else concepts[0]
@@ -67,21 +98,23 @@ def run(cfg: DictConfig) -> Result:
         raise ValueError(
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
         )
-    for named in ({c.name for c in concept.singles}, {p.concept for p in prompts if p.concept}):  # the erased first
-        judge.check(named)
-    for part in concept.singles:
-        attack.check(part)
-    for evaluator in evaluators.values():
-        getattr(evaluator, "check", lambda: None)()
-    if hasattr(method, "check"):
-        for part in concept.singles if config["together"] == "sequence" else [concept]:
-            method.check(part, model_shapes(config["model"]))
-    wanted = {g for e in evaluators.values() for g in e.groups}
-    prompts = [p for p in prompts if p.group in wanted or p.group == "target"]
+    wanted = {g for e in evaluators.values() for g in e.groups} | {"target"}
+    return Parts(concept, method, attack, judge, evaluators, [p for p in prompts if p.group in wanted])
 
-    original = steps.load(cell)
-    erased, erased_key = steps.erase(cell, method, original, concept)
-    prompts = prompts + steps.attack(cell, attack, erased, erased_key, original, prompts, concept, judge)
-    images = steps.draw(cell, {"original": (original, cell.model_hash), "erased": (erased, erased_key)}, prompts)
-    scores = steps.score(cell, evaluators, images)
-    return steps.record(cell, scores, images, attack, evaluators)
+
+def check_parts(cell: Cell, parts: Parts) -> None:
+    """What can be known to fail before any weight is loaded.
+
+    Raises:
+        ValueError, OSError: as the parts' own ``check`` says.
+    """
+    singles = parts.concept.singles
+    for named in ({c.name for c in singles}, {p.concept for p in parts.prompts if p.concept}):  # the erased first
+        parts.judge.check(named)
+    for single in singles:
+        parts.attack.check(single)
+    for evaluator in parts.evaluators.values():
+        evaluator.check()
+    shapes = model_shapes(cell.config["model"])
+    for concept in singles if cell.config["together"] == "sequence" else [parts.concept]:
+        parts.method.check(concept, shapes)

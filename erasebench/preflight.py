@@ -144,7 +144,7 @@ def _origin(node: Mapping[str, Any]) -> str:
     """Where the file of a node comes from, as its yaml says."""
     if not node.get("source"):
         return ""
-    parts = [f"fetch {node['file']} of {node['source']}" if node.get("file") else f"it is {node['source']}"]
+    parts = [f"fetch {node['file']} of {node['source']}" if node.get("file") else f"it comes from {node['source']}"]
     parts += [f"at {node['revision']}"] if node.get("revision") else []
     parts += [f"sha256 {node['sha256']}..."] if node.get("sha256") else []
     parts += [f"licence {node['licence']}"] if node.get("licence") else []
@@ -170,7 +170,7 @@ def _device(key: str, value: Any) -> Need:
     try:
         check_device(key, value)
     except ValueError as error:
-        return Need(key, f"device {value}", "device", False, str(error).rpartition("; ")[2])
+        return Need(key, f"device {value}", "device", False, str(error).partition("here, ")[2])  # which there are
     return Need(key, f"device {value}", "device", True)
 
 

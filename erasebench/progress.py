@@ -72,7 +72,7 @@ class Bar:
         self.total, self.desc, self.unit, self.initial, self.n = total, desc, unit, initial, initial
         self.note, self.started = "", time.monotonic()
         self._bar: Any = None
-        if terminal():
+        if terminal() and total != 0:
             self._bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, smoothing=0.1)
 
     def __enter__(self) -> Bar:

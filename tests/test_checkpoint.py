@@ -446,6 +446,19 @@ def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_pat
     assert not second.cached and second.record["steps"]["erase"]["key"] != first.record["steps"]["erase"]["key"]
 
 
+def test_a_run_of_a_checkpoint_that_changes_nothing_is_flagged_and_the_null_method_is_not(tmp_path):
+    from erasebench.store.files import locate
+
+    base = locate("pkg:erasebench/emoji/weights") / "unet" / "diffusion_pytorch_model.safetensors"
+    found = {}
+    for name, options in (("base", (f"method.path={base}", "method.name=base")), ("none", ())):
+        method = "none" if name == "none" else "checkpoint"
+        record = run(composed(tmp_path / "results", f"method={method}", *options)).record
+        assert record["steps"]["erase"]["changed_tensors"] == 0
+        found[name] = [flag["flag"] for flag in record["flags"]]
+    assert "changes_nothing" in found["base"] and "changes_nothing" not in found["none"]
+
+
 def test_a_run_refuses_a_misfit_before_it_loads_a_weight(tmp_path, monkeypatch):
     from erasebench.diffusion import loading
 

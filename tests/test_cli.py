@@ -43,7 +43,7 @@ def refused(capsys, *arguments: str) -> str:
         ("~method", "a run needs it"),
         ("ringabell", "did you mean attack=ringabell?"),
         ("concept=(cat", "Hydra can read"),
-        ("model.seed=1 model.seed=2", "got model.seed=1 and model.seed=2"),
+        ("seed=1 +seed=2", "got seed=1 and +seed=2"),
     ],
 )
 def test_what_names_nothing_is_refused_before_anything_is_composed(override, said):

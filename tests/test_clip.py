@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from erasebench.judges.clip import OpenClip, TransformersClip, ZeroShotJudge
+from erasebench.judges.clip import OpenClip, TransformersClip
+from erasebench.judges.zero_shot import ZeroShotJudge
 from evaluators.classifier import Classifier
 from evaluators.clip_score import ClipScore
 

@@ -10,8 +10,9 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 import erasebench.one_run  # noqa: F401  registers ${labels:}
-from erasebench.judges.clip import OpenClip, ZeroShotJudge
+from erasebench.judges.clip import OpenClip
 from erasebench.judges.inception import Inception
+from erasebench.judges.zero_shot import ZeroShotJudge
 
 CONF = Path(__file__).parent.parent / "conf"
 EVALUATORS = sorted(path.stem for path in (CONF / "evaluator").glob("*.yaml"))

@@ -70,7 +70,7 @@ def test_csv_pairs_are_read_in_order(tmp_path, tiny_pipe):
     [
         (
             b"with,other\na,b\n",
-            "pairs.csv has no column 'without'; found with, other; did you mean with?; name",
+            "pairs.csv has no column 'without'; found with, other; did you mean with?; name the columns",
         ),
         (b"", "pairs.csv has no column 'with'; found an empty file"),
         (b"with;without\na;b\n", "save it with commas"),
@@ -227,7 +227,7 @@ def test_a_model_that_brings_nothing_is_told_what_to_give():
 @pytest.mark.parametrize(("concept", "folder"), [("van_gogh", "rece"), ("violence", "ringabell"), ("car", "ringabell")])
 def test_what_is_published_is_read_for_its_own_concept_only(concept, folder):
     node = OmegaConf.load(ROOT / "conf" / "attack" / "vector" / "sd14" / f"{concept}.yaml")
-    node.path = str(PUBLISHED / folder / Path(node.path).name)
+    node.path = str(PUBLISHED / folder / Path(OmegaConf.to_container(node)["path"]).name)  # ${data}/...
     source = instantiate(node, _convert_="all")
     source.check(Concept(name=concept, phrases=(concept,)))
     with pytest.raises(ValueError, match=f"must be about 'church'; got one about {concept}"):

@@ -31,7 +31,7 @@ def yamls() -> dict[str, dict]:
         for path in sorted((ROOT / "conf" / folder).glob("*.yaml")):
             node = OmegaConf.to_container(OmegaConf.load(path))
             if str(node.get("_target_", "")).startswith(target) and node.get("path", "???") != "???":
-                found[path.stem] = node
+                found[path.stem] = node | {"path": node["path"].replace("${data}", "data")}
     return found
 
 

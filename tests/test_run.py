@@ -53,7 +53,7 @@ def command(results: Path, *overrides: str, **options):
 
 def test_a_cell_leaves_exactly_its_four_files_and_is_read_the_second_time(tmp_path):
     first = cell(tmp_path, "method=uce")
-    assert first.folder == tmp_path / "runs/emoji/cat/uce/none/seed0"
+    assert first.folder == tmp_path / "runs/emoji/cat/uce/none@steps=3/seed0"
     assert sorted(p.name for p in first.folder.iterdir()) == ["grid.png", "run.json", "scores.parquet", "summary.csv"]
     assert not first.cached
     frame = pd.read_parquet(first.folder / "scores.parquet")
@@ -88,7 +88,7 @@ def test_methods_share_the_original_model_s_images_and_the_literal_recipe_has_it
     literal = cell(tmp_path, "method=uce", "recipe=paper")
     assert literal.folder.parts[-3] == "uce-paper" and set(literal.scores.recipe) == {"paper"}
     base = second.scores[second.scores.side == "original"].value.to_numpy()
-    none = tables.read_scores(tmp_path / "runs/emoji/cat/none/none/seed0/scores.parquet")
+    none = tables.read_scores(tmp_path / "runs/emoji/cat/none/none@steps=3/seed0/scores.parquet")
     np.testing.assert_array_equal(none[none.side == "erased"].value, none[none.side == "original"].value)
     np.testing.assert_array_equal(none[none.side == "original"].value, base)
 
@@ -126,10 +126,9 @@ def test_bad_input_is_one_line_before_any_weight_is_loaded(tmp_path, monkeypatch
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_another_config_in_the_same_folder_is_refused(tmp_path):
-    cell(tmp_path, "method=none")
-    with pytest.raises(ValueError, match=r"holds a run with another config: model\.steps was 3 and is 4; choose"):
-        cell(tmp_path, "method=none", "model.steps=4")
+def test_a_sweep_of_a_setting_leaves_rows_apart(tmp_path):
+    first, second = cell(tmp_path, "method=none"), cell(tmp_path, "method=none", "model.steps=4")
+    assert first.folder != second.folder and set(second.scores.settings) == {"steps=4"}
 
 
 def test_images_that_are_no_images_are_flagged_rows_and_never_scores(tmp_path, monkeypatch):
@@ -197,7 +196,7 @@ def test_a_grid_and_its_leaderboard(tmp_path):
     grid = command(tmp_path, "-m", "method=none,uce", "concept=cat,sun")
     _, err = grid.communicate(timeout=300)
     assert grid.returncode == 0, err
-    assert len(list(tmp_path.glob("runs/emoji/*/*/none/seed0/run.json"))) == 4
+    assert len(list(tmp_path.glob("runs/emoji/*/*/none@*/seed0/run.json"))) == 4
     board = subprocess.run(
         [sys.executable, "-m", "erasebench.leaderboard", f"results={tmp_path}"],
         cwd=REPO,

@@ -3,7 +3,7 @@
     erasebench needs experiment=rece_nudity_sd14
     erasebench needs model=sd14 method=checkpoint method.path=mine.safetensors attack=nudity142
 
-Takes everything that a run takes. Fetched files lie in ``data/`` unless their ``path`` says otherwise.
+Takes everything that a run takes. Fetched files lie in the folder that ``data=`` names.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ Groups, group=choice; `erasebench ls methods` lists the choices of one:
   experiment a published protocol, whole
   adaptation what is changed for a small model; adaptation=paper: nothing
 Settings, key=value, of these too (method.lamb=3, prompts.n=5): erasebench --cfg job shows all.
-  seed=0  results=results  name=LABEL  together=joint|sequence
+  seed=0  results=results  data=data  name=LABEL  together=joint|sequence
 
 Other commands, each with --help:
 {commands}

@@ -51,14 +51,19 @@ class EmojiCLIP:
 
 @cache
 def load_contrastive(weights: str | Path = WEIGHTS) -> EmojiCLIP:
-    """The contrastive model of an embedded model's folder, float32, in evaluation mode."""
-    from transformers import CLIPTokenizer
+    """The contrastive model of an embedded model's folder, float32, in evaluation mode.
+
+    Shapes are those of the folder's ``text_encoder/config.json`` and ``contrastive/config.json``.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
     from erasebench.emoji import networks
 
     folder = locate(weights)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    model = networks.Contrastive(tokenizer)
+    text_config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    vision_config = CLIPVisionConfig.from_pretrained(folder / "contrastive")
+    model = networks.Contrastive(CLIPTextModel(text_config), CLIPVisionModel(vision_config))
     tensors = load_file(folder / "contrastive" / "model.safetensors")
     text = load_file(folder / "text_encoder" / "model.safetensors")
     tensors |= {f"text.{k.removeprefix('text_model.')}": v for k, v in text.items()}

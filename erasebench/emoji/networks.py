@@ -9,13 +9,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 WIDTH, TOKENS, PROJECTION = 320, 77, 128
 
 
-def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """CLIP text transformer: 3 causal layers of width 320."""
+def text_encoder(
+    tokenizer: CLIPTokenizer, *, width: int = WIDTH, layers: int = 3, heads: int = 5, mlp: int = 960
+) -> CLIPTextModel:
+    """CLIP text transformer, causal: 3 layers of width 320 in both editions."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=960, num_hidden_layers=3,
-            num_attention_heads=5, max_position_embeddings=TOKENS, projection_dim=PROJECTION, hidden_act="quick_gelu",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
+            num_attention_heads=heads, max_position_embeddings=TOKENS, projection_dim=PROJECTION,
+            hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, attn_implementation="sdpa",
         )
     )  # fmt: skip
@@ -34,11 +36,11 @@ def vision_encoder() -> CLIPVisionModel:
 class Contrastive(nn.Module):
     """Text and vision encoders with projections and a learned temperature, as in CLIP."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, text: CLIPTextModel, vision: CLIPVisionModel) -> None:
         super().__init__()
-        self.text, self.vision = text_encoder(tokenizer), vision_encoder()
-        self.text_projection = nn.Linear(WIDTH, PROJECTION, bias=False)
-        self.visual_projection = nn.Linear(192, PROJECTION, bias=False)
+        self.text, self.vision = text, vision
+        self.text_projection = nn.Linear(text.config.hidden_size, PROJECTION, bias=False)
+        self.visual_projection = nn.Linear(vision.config.hidden_size, PROJECTION, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(2.659))
 
     def image(self, pictures: torch.Tensor) -> torch.Tensor:

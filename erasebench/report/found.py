@@ -80,7 +80,7 @@ def _from_run(path: Path) -> Found:
     return Found(
         prompts=tuple(Prompt(**row, embeds=embeds.get(row["id"])) for row in rows),
         origin="/".join([*(names[k] for k in ("model", "concept", "method", "attack")), path.name]),
-        concept=names["concept"],
+        concept=names["concept"] if config.get("also") else config["concept"].get("name", names["concept"]),
         unsafe=config["concept"]["kind"] == "unsafe",
         source_seeds={str(i): int(s) for i, s in zip(seeds.prompt_id, seeds.seed, strict=True)},
     )

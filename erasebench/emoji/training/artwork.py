@@ -146,13 +146,14 @@ def compose(
     Args:
         sprites: premultiplied RGBA uint8 [n, 4, 72, 72].
         backgrounds: RGB in 0..255, [n, 3].
+        generator: on the device of the sprites.
         jitter: factor on the ranges; 0 draws every sprite centred.
 
     Returns:
         Pictures float32 [n, 3, size, size] in -1..1.
     """
     n = len(sprites)
-    u = torch.rand(4, n, generator=generator) * 2 - 1
+    u = torch.rand(4, n, generator=generator, device=sprites.device) * 2 - 1
     scale, angle = 0.89 + 0.09 * jitter * u[0], 0.14 * jitter * u[1]
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     theta = torch.stack([cos, -sin, 0.1 * jitter * u[2], sin, cos, 0.1 * jitter * u[3]], 1).view(n, 2, 3)

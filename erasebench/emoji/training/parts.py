@@ -45,22 +45,22 @@ def train_tokenizer(texts: list[str], folder: Path, vocab_size: int = 2400) -> C
     return tokenizer
 
 
-def autoencoder(channels: int = CHANNELS) -> AutoencoderKL:
-    """64 px pictures to 8 x 8 x 8 latents."""
+def autoencoder(channels: int = CHANNELS, widths: tuple[int, ...] = (16, 32, 64, 96)) -> AutoencoderKL:
+    """64 px pictures to 8 x 8 latents of some channels, 8 in the first edition."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96), layers_per_block=1, latent_channels=channels, norm_num_groups=8,
+        block_out_channels=widths, layers_per_block=1, latent_channels=channels, norm_num_groups=8,
         sample_size=SIZE,
     )  # fmt: skip
 
 
-def unet() -> UNet2DConditionModel:
-    """Denoiser with cross-attention in every block: 14 key and value projections of width 320."""
+def unet(channels: int = CHANNELS, width: int = WIDTH) -> UNet2DConditionModel:
+    """Denoiser with cross-attention in every block: 14 key and value projections of text states ``width`` wide."""
     model = UNet2DConditionModel(
-        sample_size=LATENT, in_channels=CHANNELS, out_channels=CHANNELS, layers_per_block=1,
+        sample_size=LATENT, in_channels=channels, out_channels=channels, layers_per_block=1,
         block_out_channels=(64, 128),
         down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=WIDTH, attention_head_dim=4, norm_num_groups=16,
+        cross_attention_dim=width, attention_head_dim=4, norm_num_groups=16,
     )  # fmt: skip
     model.set_attn_processor(AttnProcessor())  # on CPU twice as fast here as the fused kernel
     return model

@@ -91,7 +91,7 @@ def _matches(texts: list[captions.Caption], truth: list[tuple]) -> Tensor:
 def contrastive(ctx: Context) -> None:
     """Image-text contrastive learning with soft targets (a caption may fit several pictures), plus zero-shot terms."""
     tok, art = tokenizer(ctx), artwork.load(ctx.data)
-    model = networks.Contrastive(tok)
+    model = networks.Contrastive(networks.text_encoder(tok), networks.vision_encoder())
     for encoder in (model.text, model.vision):  # faster than the fused kernel for these short sequences on CPU
         encoder.set_attn_implementation("eager")
     frames = ["{}", "a {}", "a picture of a {}", "a drawing of a {}", "an emoji of a {}"]
@@ -121,7 +121,7 @@ def contrastive(ctx: Context) -> None:
 
 
 def load_contrastive(ctx: Context) -> networks.Contrastive:
-    model = networks.Contrastive(tokenizer(ctx))
+    model = networks.Contrastive(networks.text_encoder(tokenizer(ctx)), networks.vision_encoder())
     model.load_state_dict(load_file(ctx.out / "contrastive" / "final.safetensors"))
     return model.eval().requires_grad_(False)
 

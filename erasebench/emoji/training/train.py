@@ -4,6 +4,9 @@ Stages, each seeded, checkpointed and skipped when finished: ``contrastive`` (to
 ``classifier`` (independent of all others), ``autoencoder`` and ``refine``, ``states`` (latents and text states,
 cached), ``unet``, ``decoder``, ``export`` (fp16 safetensors in the Hugging Face layout). With ``--workers 2`` the first
 three are shared out between two processes, and ``refine``, ``unet`` and ``decoder`` average gradients over both.
+
+``--edition 2`` trains the second edition instead, on ``--device cpu`` or ``cuda`` with the same stages and seeds:
+``texts`` (captions, WordNet's definitions, tokenizer), ``encoders``, ``painting`` (UNet and oracles), ``export``.
 """
 
 from __future__ import annotations
@@ -80,27 +83,48 @@ def timed(ctx: Context, name: str, run: Callable[[Context], None], inner: Contex
         record.write_text(json.dumps(before + round(time.time() - started)))
 
 
+def second(args: argparse.Namespace) -> None:
+    """Train the second edition in this process."""
+    from erasebench.emoji.training.second import stages as edition
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(args.threads)
+    plan = edition.Plan(args.out, args.data, torch.device(args.device), args.scale, args.limit)
+    edition.run(plan, args.stage)
+
+
 def main() -> None:
     from erasebench.emoji.training import artwork
+    from erasebench.emoji.training.second.stages import STAGES
 
-    names = [name for name, _ in stages()]
+    names = {1: [name for name, _ in stages()], 2: list(STAGES)}
     parser = argparse.ArgumentParser(
         prog="python -m erasebench.emoji.training.train", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the exported model")
     parser.add_argument("--data", type=Path, help="folder for the artwork (default: OUT/data); fetched with npm once")
-    parser.add_argument("--stage", nargs="+", choices=names, default=names)
-    parser.add_argument("--workers", type=int, default=1, help="processes that average gradients")
+    parser.add_argument("--edition", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--device", default="cpu", help="edition 2 only: cpu or cuda")
+    parser.add_argument("--stage", nargs="+", help=f"default: all; edition 1: {names[1]}, edition 2: {names[2]}")
+    parser.add_argument("--workers", type=int, default=1, help="edition 1 only: processes that average gradients")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--scale", type=float, default=1.0, help="factor on the steps of every stage, for a quick trial"
     )
+    parser.add_argument("--limit", type=float, default=1e9, help="edition 2: seconds of training; shortens the steps")
     parser.add_argument("--port", type=int, default=29571)
     args = parser.parse_args()
+    if unknown := set(args.stage or ()) - set(names[args.edition]):
+        parser.error(f"--stage of edition {args.edition} must be one of {names[args.edition]}; got {min(unknown)}")
+    if args.edition == 1 and args.device != "cpu":
+        parser.error(f"--device of edition 1 must be cpu; got {args.device}; edition 2 trains on cuda too")
     args.data = args.data or args.out / "data"
     args.out.mkdir(parents=True, exist_ok=True)
     artwork.load(args.data)  # once, before the workers ask for it
-    if args.workers == 1:
+    args.stage = args.stage or names[args.edition]
+    if args.edition == 2:
+        second(args)
+    elif args.workers == 1:
         work(0, args)
     else:
         mp.spawn(work, (args,), nprocs=args.workers)
