@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from erasebench.report import clusters
-from erasebench.report.intervals import clopper_pearson, wilson
+from erasebench.report.intervals import clopper_pearson, exact_paired, wilson
 from erasebench.report.printing import as_markdown
 
 SIZES, RATES, CLUSTERS, ALIKE = (20, 50, 200), (0.0, 0.02, 0.5, 0.98, 1.0), (3, 8, 20), (0.0, 0.3, 0.8)
@@ -59,6 +59,21 @@ def single_rates(draws: int = 4000) -> Found:
     return {
         (n, p): _share([wilson(int(k), n) for k in rng.binomial(n, p, size=draws)], p) for n in SIZES for p in RATES
     }
+
+
+def single_pairs(draws: int = 2000) -> Found:
+    """Pairs of their own: (n, first rate, second rate, whether the sides depend on one another as far as they can)."""
+    rng, out = np.random.default_rng(5), {}
+    interval = cache(exact_paired)
+    for n in SIZES:
+        for p in RATES:
+            for q in RATES:
+                apart = (p * q, p * (1 - q), (1 - p) * q, (1 - p) * (1 - q))
+                least = min(p, q)
+                for tied, cells in ((False, apart), (True, (least, p - least, q - least, 1 - max(p, q)))):
+                    tables = rng.multinomial(n, np.clip(cells, 0, 1), size=draws).tolist()
+                    out[n, p, q, tied] = _share([interval(*table) for table in tables], p - q)
+    return out
 
 
 def clustered_rates(draws: int = 4000, rates: Sequence[float] = RATES) -> Found:
@@ -131,6 +146,8 @@ def table(draws: int) -> list[list[str]]:
     """Mean, least and largest coverage over the cases of each line, in %."""
     lines = [["interval", "cases", "mean", "least", "largest"]]
     lines.append(_line("rate, images of their own", "5 rates, n = 20, 50, 200", single_rates(draws)))
+    case = "25 pairs of the 5 rates, independent and not, n = 20, 50, 200"
+    lines.append(_line("paired difference of rates, images of their own", case, single_pairs(draws)))
     simulated: list[tuple[str, str, Callable[[int], Found], int]] = [
         ("rate", "5 rates", clustered_rates, draws), ("mean", "normal", clustered_means, max(draws // 4, 100)),
         ("paired difference of rates", "4 pairs of rates", clustered_pairs, max(draws // 10, 100)),

@@ -20,6 +20,10 @@ def test_rates_in_clusters_cover():
     check(coverage.clustered_rates(250))
 
 
+def test_paired_differences_of_single_images_cover():
+    check(coverage.single_pairs(300))
+
+
 def test_means_in_clusters_cover():
     check(coverage.clustered_means(400))
 
