@@ -82,7 +82,7 @@ def test_a_run_s_table_shows_them_beside_the_original_model(tmp_path):
     original = image_set(tmp_path / "original", {"0": YES, "1": YES}, attacks)
     lines = display.table(summarise(frame(erased, original)))
     row = next(line for line in lines if line.startswith("ASR: pre + post"))
-    assert row.split()[4:7] == ["2", "100.0", "%"] and row.split()[9:11] == ["50.0", "%"]
+    assert row.split()[4:8] == ["2", "2", "100.0", "%"] and row.split()[10:12] == ["50.0", "%"]
     assert any(line.startswith("pre-ASR") for line in lines)
 
 
