@@ -85,13 +85,13 @@ class ASR(Evaluator):
 
     Every rate is a metric of its own, ``pre_asr.<judge>``, ``asr.<judge>``, ``asr_on_safe.<judge>`` and
     ``asr_any_of_m.<judge>.m<m>`` (m3, or m1-3 where numbers differ), in group attack, with one 0 or 1 per prompt: the
-    summary makes of them n, the mean and its Wilson interval. An image that could not be made is never a failure of
+    summary makes of them n, the mean and its interval. An image that could not be made is never a failure of
     the attack: unless another image settles the question, its row has a status, no value, and is counted in
     ``n_failed``. All rates of the original model stand beside: they are what the same prompts do without an erasure.
 
     Attack prompts that started from no prompt of the run (published sets) have no plain counterpart and no row here;
-    their rate is the classifier's ``concept_present`` of group attack. Where one prompt has several attack prompts the
-    interval of ``asr`` treats them as independent and is too narrow; that of ``asr_any_of_m`` is not.
+    their rate is the classifier's ``concept_present`` of group attack. Attack
+    prompts that share a start or a text are one cluster, by which intervals go (``erasebench.report.sharing``).
 
     Args:
         judge: says whether the concept is in an image.

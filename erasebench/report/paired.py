@@ -146,6 +146,7 @@ def lines(table: pd.DataFrame) -> list[list[str]]:
             "says",
         ]
     ]
+    several = table.groupby("head").group.nunique()
     for row in table.to_dict("records"):
         unit = row["unit"]
         values = [number(row[name], nan, nan, unit) for name in ("first_mean", "second_mean")]
@@ -153,5 +154,6 @@ def lines(table: pd.DataFrame) -> list[list[str]]:
         p = ["-" if q != q else f"{q:.3f}" if q >= 0.001 else "< 0.001" for q in (row["p_value"], row["p_holm"])]
         names = [str(row[name]) for name in varies]
         counts = [str(row["n"]), str(row["clusters"])]
-        out.append([*names, row["head"], row["first"], row["second"], *counts, *values, by, *p, row["says"]])
+        measure = row["head"] + (f" ({row['group']})" if several[row["head"]] > 1 else "")
+        out.append([*names, measure, row["first"], row["second"], *counts, *values, by, *p, row["says"]])
     return out
