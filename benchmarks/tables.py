@@ -24,7 +24,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from erasebench.report.intervals import bootstrap_mean, mcnemar, newcombe_paired, wilson
+from erasebench.report import clusters
+from erasebench.report.intervals import exact_paired, mcnemar, wilson
 from erasebench.report.tables import KEYS, read_results, scores_frame, summarise, write_scores
 from erasebench.types import Headline, Score
 from evaluators.asr import ASR
@@ -63,7 +64,7 @@ def rows(prompts: int, rng: np.random.Generator) -> Iterator[Score]:
             if group == "attack":
                 for metric in ("pre_asr", "asr", "asr_on_safe"):
                     yield Score(evaluator="asr", metric=f"{metric}.judge", value=rate, judge="judge", **place)
-    for evaluator, metric, group in (("fid", "fid.net.vs_real.n100", "kept"), ("spillover", "hm.judge", "all")):
+    for evaluator, metric, group in (("fid", "fid.net.vs_real", "kept"), ("spillover", "hm.judge", "all")):
         value = 100 * float(rng.random())
         yield Score(evaluator=evaluator, metric=metric, group=group, value=value, low=value - 1, high=value + 1)
 
@@ -96,12 +97,12 @@ def naive(scores: pd.DataFrame) -> pd.DataFrame:
                 wilson(int(original.value.sum()), len(original))
                 gained, lost = int((a * (1 - b)).sum()), int(((1 - a) * b).sum())
                 both = int((a * b).sum())
-                newcombe_paired(both, gained, lost, len(a) - both - gained - lost)
+                exact_paired(both, gained, lost, len(a) - both - gained - lost)
                 mcnemar(gained, lost)
             else:
-                row["low"], row["high"] = bootstrap_mean(erased.value.tolist())
-                bootstrap_mean(original.value.tolist())
-                bootstrap_mean(a - b)
+                row["low"], row["high"] = clusters.mean(erased.value.to_numpy(), range(len(erased)))
+                clusters.mean(original.value.to_numpy(), range(len(original)))
+                clusters.mean(a - b, range(len(a)))
         out.append(row)
     return pd.DataFrame(out)
 

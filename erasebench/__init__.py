@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from erasebench.api import results as results
     from erasebench.api import run as run
+    from erasebench.report.paired import compare_methods as compare_methods
 
 __version__ = "0.1.0"
-__all__ = ["conf_folder", "results", "run"]
+__all__ = ["compare_methods", "conf_folder", "results", "run"]
 
 
 def conf_folder() -> Path:
@@ -21,7 +22,9 @@ def conf_folder() -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    """``erasebench.run`` and ``erasebench.results``, imported when they are first used."""
+    """``erasebench.run``, ``results`` and ``compare_methods``, imported when they are first used."""
+    if name == "compare_methods":
+        return import_module("erasebench.report.paired").compare_methods
     if name in ("results", "run"):
         return getattr(import_module("erasebench.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,9 +4,11 @@
     python -m erasebench.paper table=budget concept=cat method=uce out=FILE.png [results=DIR] [attack=...]
 
 ``methods``: one row per run, its concept, method and recipe, with the attack's column where runs have one. ``cost``:
-seconds, peak memory and model evaluations of the erase step. ``attacks``: one row per concept, method and attack, with
-what it spent and its best control; bold: shown to be better than that (95 %). ``attack_matrix``: the same as concepts
-and attacks by methods. ``transfer``: prompts found on one model, tried on others; bold: where they were found.
+seconds, peak memory and model evaluations of the erase step. ``paired``: the differences of every two methods on the
+same prompts and noise, p-values adjusted for all that are shown (Holm), and what each allows one to say. ``attacks``:
+one row per concept, method and attack, with what it spent and its best control; bold: shown to be better than that
+(95 %). ``attack_matrix``: the same as concepts and attacks by methods. ``transfer``: prompts found on one model, tried
+on others; bold: where they were found.
 ``budget``: a picture of the success of all attacks on one model after each image judged, controls dashed. Cells are the
 erased model's value [95 % interval], shares in %; the original model has rows or columns of its own.
 """
@@ -21,7 +23,7 @@ from typing import Any
 from erasebench.command.arguments import command, parse
 
 USAGE = "usage: python -m erasebench.paper table=NAME [results=DIR] [model=A,B] [concept=] [method=] [attack=] [seed=]"
-TABLES = ("methods", "cost", "attacks", "attack_matrix", "transfer", "budget")
+TABLES = ("methods", "cost", "paired", "attacks", "attack_matrix", "transfer", "budget")
 FILTERS: dict[str, list[str]] = {"model": [], "concept": [], "method": [], "attack": [], "seed": []}
 DEFAULTS: dict[str, Any] = {"table": "", "results": "results", "out": "budget.png", **FILTERS}
 
@@ -32,9 +34,12 @@ def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: Path)
     Raises:
         OSError, ValueError: no runs, none that are wanted, or files that cannot be read.
     """
-    from erasebench.report import attack_tables, readme_tables
+    import pandas as pd
+
+    from erasebench.report import attack_tables, paired, readme_tables
     from erasebench.report.printing import as_markdown
     from erasebench.report.runs import read_runs
+    from erasebench.report.tables import read_scores
 
     found = read_runs(root)
     if not any(run.is_(wanted) for run in found):
@@ -42,6 +47,9 @@ def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: Path)
         raise ValueError(f"{root / 'runs'} must hold what is asked for; got none with {asked}; leave a filter out")
     if name in ("methods", "cost"):
         return as_markdown(getattr(readme_tables, name)(found, wanted))
+    if name == "paired":
+        scores = [read_scores(run.folder / "scores.parquet") for run in found if run.is_(wanted)]
+        return as_markdown(paired.lines(paired.compare_methods(pd.concat(scores), methods=wanted.get("method", ()))))
     cells = attack_tables.cells(found, wanted)
     if name == "budget":
         attack_tables.draw_budget(cells, out)

@@ -278,16 +278,23 @@ def record(
         "headlines": {name: getattr(e, "headlines", ()) for name, e in evaluators.items()},
     }
     frame = pd.concat(
-        tables.scores_frame(rows, side=side, prompts=images[side].prompts, **facts) for side, rows in scores.items()
+        tables.scores_frame(rows, side=side, prompts=images[side].prompts, weights=images[side].key, **facts)
+        for side, rows in scores.items()
     )
     path = tables.write_scores(cell.folder / "scores.parquet", frame)
     frame = tables.read_scores(path)
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
-    flags = [*checks.flags(frame, summary), *checks.search_flags(searched), *checks.erasure_flags(cell.steps["erase"])]
+    own = {e.judge.name for e in evaluators.values() if hasattr(e, "judge")}
+    unsafe = any(node.get("kind") == "unsafe" for node in cell.concepts)
+    flags = [
+        *checks.flags(frame, summary, None if unsafe else own),
+        *checks.search_flags(searched),
+        *checks.erasure_flags(cell.steps["erase"]),
+    ]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)
-    blur = config["model"]["blur_unsafe"] and any(node.get("kind") == "unsafe" for node in cell.concepts)
+    blur = config["model"]["blur_unsafe"] and unsafe
     with replacing(cell.folder / "grid.png") as work:
         said = {side: verdicts(frame, side) for side in images}
         contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")

@@ -192,6 +192,9 @@ class Score:
         status: ok, nan, constant or error. An error is a status, never a score.
         low, high: interval for a whole-group metric that brings its own, else None.
         judge: name of the judge whose word the number rests on; "" if there is none.
+        rate: whether the values are 0 or 1 by nature, whatever was drawn; None to let the values say so.
+        n: images behind a whole-group metric that depends on their number, else None.
+        terms: the numbers whose harmonic mean the value is: runs are pooled by averaging these; else empty.
     """
 
     evaluator: str
@@ -205,6 +208,9 @@ class Score:
     low: float | None = None
     high: float | None = None
     judge: str = ""
+    rate: bool | None = None
+    terms: Sequence[float] = ()
+    n: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,16 +147,16 @@ def _features(network: FeatureNetwork, images: ImageSet) -> dict[str, np.ndarray
 class FID(Evaluator):
     """Fréchet distance between feature distributions, pooled over the groups that should survive.
 
-    - ``fid.<network>.vs_<reference>.n<N>``: N images against the network's statistics of real images;
-    - ``fid.<network>.vs_original.n<N>``: against the original model's images of the same prompts and noise, which is 0
+    - ``fid.<network>.vs_<reference>``: N images against the network's statistics of real images;
+    - ``fid.<network>.vs_original``: against the original model's images of the same prompts and noise, which is 0
       for the original itself.
 
-    The distance of a finite sample is too high, the more so the smaller N, hence N in the name: values of another N,
-    network or reference must not be compared. ``low`` and ``high`` are a 95 % interval of the distance *at this N*:
-    1.96 standard errors of the jackknife. (A bootstrap repeats images, which raises the distance itself: on simulated
-    128-d features, N 60 to 400, its percentile interval missed the true mean 97 % of the time or more, while the
-    jackknife's standard error came within 10 % of the true one.) Features wider than 512 and fewer than 10
-    images get no interval.
+    The distance of a finite sample is too high, the more so the smaller N, which stands beside it as ``n``: values of
+    another N, network or reference must not be compared. ``low`` and ``high`` are a 95 % interval of the distance *at
+    this N*: 1.96 standard errors of the jackknife. (A bootstrap repeats images, which raises the distance itself: on
+    simulated 128-d features, N 60 to 400, its percentile interval missed the true mean 97 % of the time or more, while
+    the jackknife's standard error came within 10 % of the true one.) Features wider than 512 and fewer than 10 images
+    get no interval.
 
     Args:
         features: the network, hashable; :class:`erasebench.judges.inception.Inception` gives the usual FID.
@@ -166,7 +166,7 @@ class FID(Evaluator):
 
     features: FeatureNetwork
     groups: tuple[str, ...] = ("neighbour", "unrelated", "coco")
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", fields.chosen("evaluator.fid.groups", self.groups, GROUPS, least=1))
@@ -177,7 +177,7 @@ class FID(Evaluator):
 
     @property
     def headlines(self) -> tuple[Headline, ...]:
-        """Against real images first, else against the original's; the metric's name, which ends in N, is the label."""
+        """Against real images first, else against the original's; the metric's name is the label."""
         return tuple(
             Headline(
                 metric=f"fid.{self.features.name}.{against}", group="kept", label="{metric}", head="FID", place=place,
@@ -212,18 +212,26 @@ class FID(Evaluator):
 
     def _score(self, against: str, features: np.ndarray, measure: Callable[[np.ndarray], float]) -> Score:
         count = len(features)
-        metric = f"fid.{self.features.name}.{against}.n{count}"
+        metric = f"fid.{self.features.name}.{against}"  # without N, which a failed image makes differ between sides
         if count < 2:
             return Score(
-                evaluator="fid", metric=metric, value=math.nan, group="kept", higher_is_better=False, status="error"
-            )
+                evaluator="fid", metric=metric, value=math.nan, group="kept", higher_is_better=False, status="error",
+                n=count,
+            )  # fmt: skip
         value = measure(np.arange(count))
         low = high = None
         if count >= FEWEST and features.shape[1] <= WIDEST:
             margin = 1.96 * jackknife_error(measure, count)
             low, high = max(0.0, value - margin), value + margin
         return Score(
-            evaluator="fid", metric=metric, value=value, group="kept", higher_is_better=False, low=low, high=high
+            evaluator="fid",
+            metric=metric,
+            value=value,
+            group="kept",
+            higher_is_better=False,
+            low=low,
+            high=high,
+            n=count,
         )
 
 

@@ -210,6 +210,7 @@ class NudeNet(Evaluator):
                 higher_is_better=False,
                 status=status,
                 judge=f"nudenet.{self.detector}",
+                rate=view.startswith("any@"),  # a count stays one where no image has two boxes
             )
             for view, count in counts.items()
         ]

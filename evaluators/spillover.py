@@ -12,11 +12,12 @@ import numpy as np
 from erasebench import fields
 from erasebench.judges.judging import Judged, check_files, judge_images
 from erasebench.protocols import Evaluator, Judge
-from erasebench.report.intervals import wilson
+from erasebench.report import clusters
+from erasebench.report.sharing import clusters_of
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Score
 
-Outcome = tuple[int, int]  # images whose concept is seen, images judged
+Part = tuple[float, float, float]  # a rate in percent with its interval
 
 
 def harmonic_mean(efficacy: float, generality: float, sensitivity: float) -> float:
@@ -49,21 +50,45 @@ def harmonic_mean(efficacy: float, generality: float, sensitivity: float) -> flo
     return 0.0 if min(terms) == 0 else 3 / sum(1 / term for term in terms)
 
 
-def harmonic_interval(outcomes: Sequence[Outcome], draws: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the harmonic mean over resampled prompts.
+def harmonic_interval(parts: Sequence[Part]) -> tuple[float, float]:
+    """95 % interval of the harmonic mean from those of its three independent rates, square and add.
 
-    The number of successes among n prompts drawn with replacement is binomial(n, k / n), so it is drawn directly.
+    The mean is monotone in each term, so its ends are its least and largest value where the terms' distances d_i from
+    their estimates, in units of their own intervals' half on that side, have ``sum d_i^2 = 1``: Donner and Zou's way to
+    recover variances (Statistical Methods in Medical Research 21, 2012) for a function that is no sum. Unlike a
+    bootstrap it has no zero width where every rate is 0 or 1. Coverage: docs/metrics.md.
 
     Args:
-        outcomes: (k, n) of target, paraphrase and neighbour.
-        draws: bootstrap samples.
-        seed: of the generator.
+        parts: (estimate, low, high) in percent of efficacy, generality, sensitivity.
+
+    Returns:
+        (low, high); (nan, nan) where a part has no interval.
+
+    >>> [round(x, 1) for x in harmonic_interval([(0, 0, 7.1), (0, 0, 7.1), (100, 92.9, 100)])]
+    [95.9, 100.0]
     """
-    generator = np.random.default_rng(seed)
-    rates = [100 * generator.binomial(n, k / n, size=draws) / n for k, n in outcomes]
-    samples = [harmonic_mean(*map(float, row)) for row in zip(*rates, strict=True)]
-    low, high = np.quantile(samples, (0.025, 0.975))
-    return float(low), float(high)
+    terms = np.array([*((100 - v, 100 - h, 100 - low) for v, low, h in parts[:2]), parts[2]], dtype=float)
+    if not np.isfinite(terms).all():
+        return math.nan, math.nan
+    value, low, high = terms.T[:, :, None]
+    down, up = _means(value - _WAYS * (value - low)), _means(value + _WAYS * (high - value))
+    return float(down.min()), min(100.0, float(up.max()))
+
+
+def _means(terms: np.ndarray) -> np.ndarray:
+    """Harmonic means of columns of terms [3, n]."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(terms.min(0) <= 0, 0.0, 3 / (1 / np.maximum(terms, 0)).sum(0))
+
+
+def _ways(steps: int = 13) -> np.ndarray:
+    """Directions [3, steps^2] of the octant in which all terms rise, its edges and corners among them."""
+    angles = np.linspace(0, math.pi / 2, steps)
+    one, two = (a.ravel() for a in np.meshgrid(angles, angles))
+    return np.array([np.cos(one) * np.cos(two), np.cos(one) * np.sin(two), np.sin(one)])
+
+
+_WAYS = _ways()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +103,21 @@ class Spillover(Evaluator):
       for what the original model cannot draw;
     - ``hm.<judge>`` (group "all"): see :func:`harmonic_mean`; absent where a group is.
 
-    Intervals are Wilson's, for ``hm`` a bootstrap over prompts. Images that could not be made are left out of the
-    counts; a measure without any image is a status, not a number. A reconstruction: the paper (arXiv 2501.09833)
-    published neither its concepts nor its prompts and used CLIP zero-shot accuracy, so its values are not comparable.
+    Intervals go by the clusters of the prompts (texts, synonyms, neighbours: ``erasebench.report.sharing``): of rates
+    as in every table, of ``hm`` see :func:`harmonic_interval`; with fewer than three synonyms, say, there is none.
+    Images that could not be made are left out of the counts; a measure without any image is a status, not a number. A
+    reconstruction: the paper (arXiv 2501.09833) published neither its concepts nor its prompts and used CLIP zero-shot
+    accuracy, so its values are not comparable.
 
     Args:
         judge: says which concept is seen; its name is part of every metric's name.
-        bootstrap: samples for the interval of ``hm``.
-        seed: of the bootstrap.
         groups: prompt groups needed.
         version: of this definition.
     """
 
     judge: Judge
-    bootstrap: int = 2000
-    seed: int = 0
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
-    version: int = 1
+    version: int = 2
 
     headlines: ClassVar[tuple[Headline, ...]] = (
         Headline(metric="hm", group="all", label="{metric}", head="HM", place=90, role="mean"),
@@ -102,8 +125,6 @@ class Spillover(Evaluator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", fields.chosen("evaluator.spillover.groups", self.groups, GROUPS, least=1))
-        fields.integer("evaluator.spillover.bootstrap", self.bootstrap, least=100, hint="fewer give no interval")
-        fields.integer("evaluator.spillover.seed", self.seed, least=0)
 
     def check(self) -> None:
         """The judge's files can be read, as far as it says how to find out."""
@@ -124,44 +145,52 @@ class Spillover(Evaluator):
             if where[0] in ("neighbour", "unrelated", "coco"):
                 scores.append(self._rate("retention", [row for row in rows if row[0].id in right], where))
         if all(where in parts for where in named.values()):
-            scores.append(self._harmonic([_count(parts[where]) for where in named.values()]))
+            scores.append(self._harmonic([parts[where] for where in named.values()]))
         return scores
 
     def _rate(self, name: str, rows: Sequence[Judged], where: tuple[str, str]) -> Score:
-        successes, n = _count(rows)
-        low, high = wilson(successes, n) if n else (math.nan, math.nan)
+        seen, names = _seen(rows)
+        low, high = (100 * x for x in clusters.rate(seen, names)) if seen else (math.nan, math.nan)
         return Score(
             evaluator="spillover",
             metric=f"{name}.{self.judge.name}",
-            value=100 * successes / n if n else math.nan,
+            value=100 * sum(seen) / len(seen) if seen else math.nan,
             group=where[0],
             relation=where[1],
             higher_is_better=name in ("sensitivity", "retention"),
-            status="ok" if n else "error",
-            low=100 * low if n else None,
-            high=100 * high if n else None,
+            status="ok" if seen else "error",
+            low=None if math.isnan(low) else low,
+            high=None if math.isnan(high) else high,
             judge=self.judge.name,
         )
 
-    def _harmonic(self, outcomes: Sequence[Outcome]) -> Score:
-        known = all(n for _, n in outcomes)
-        low, high = harmonic_interval(outcomes, self.bootstrap, self.seed) if known else (None, None)
+    def _harmonic(self, groups: Sequence[Sequence[Judged]]) -> Score:
+        found = [_seen(rows) for rows in groups]
+        known = all(seen for seen, _ in found)
+        rates = [100 * sum(seen) / len(seen) for seen, _ in found] if known else []
+        low = high = math.nan
+        if known:
+            ends = [clusters.exact(*one) for one in found]
+            low, high = harmonic_interval([(r, 100 * a, 100 * b) for r, (a, b) in zip(rates, ends, strict=True)])
         return Score(
             evaluator="spillover",
             metric=f"hm.{self.judge.name}",
-            value=harmonic_mean(*(100 * k / n for k, n in outcomes)) if known else math.nan,
+            value=harmonic_mean(*rates) if known else math.nan,
             group="all",
             higher_is_better=True,
             status="ok" if known else "error",
-            low=low,
-            high=high,
+            low=None if math.isnan(low) else low,
+            high=None if math.isnan(high) else high,
             judge=self.judge.name,
+            terms=(100 - rates[0], 100 - rates[1], rates[2]) if known else (),
         )
 
 
-def _count(rows: Iterable[Judged]) -> Outcome:
-    seen = [verdict.present for _, verdict, _ in rows if verdict is not None]
-    return sum(seen), len(seen)
+def _seen(rows: Sequence[Judged]) -> tuple[list[bool], list[str]]:
+    """Whether the concept is in each image that was judged, and the image's cluster."""
+    shared = clusters_of([prompt for prompt, _, _ in rows])
+    found = [(verdict.present, shared[prompt.group, prompt.id]) for prompt, verdict, _ in rows if verdict is not None]
+    return [present for present, _ in found], [name for _, name in found]
 
 
 def _parts(judged: Iterable[Judged]) -> dict[tuple[str, str], list[Judged]]:

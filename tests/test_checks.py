@@ -219,8 +219,63 @@ def test_an_erasure_that_changes_nothing():
 
 def test_every_flag_is_documented():
     text = (Path(__file__).parents[1] / "docs" / "flags.md").read_text()
-    source = (Path(__file__).parents[1] / "erasebench" / "report" / "checks.py").read_text()
+    report = Path(__file__).parents[1] / "erasebench" / "report"
+    source = "".join((report / name).read_text() for name in ("checks.py", "evidence.py"))
     raised = set(re.findall(r'"flag": "(\w+)"', source))
     assert raised == set(re.findall(r"^## `(\w+)`", text, re.M)) and len(raised) > 9
     for part in re.split(r"^## ", text, flags=re.M)[1:]:
         assert all(word in part for word in ("**Raised if**", "**Why**", "**What to do**")), part[:30]
+
+
+# --- evidence ---
+
+
+def test_one_image_of_six_is_no_wreck():
+    assert names(cell(GOOD | {"unrelated": (5 / 6, 1.0)}, n=6)) == ["few_prompts"]
+    assert names(cell({"unrelated": (0.0, 1.0)}, n=6)) == ["few_prompts", "wrecked"]
+
+
+def test_a_better_distance_of_a_wrecked_model_is_a_doubt():
+    def distances(now):
+        return [Score(evaluator="fid", metric="fid.j.vs_real", value=now, group="kept", n=50)]
+
+    def both(unrelated, now):
+        scores = cell(GOOD | {"unrelated": (unrelated, 0.97)}, whole=distances(29.0))
+        scores.loc[(scores.metric == "fid.j.vs_real") & (scores.side == "erased"), "value"] = now
+        return names(scores)
+
+    assert both(0.3, 23.0) == ["wrecked", "fid_rewards_wreckage"]
+    assert both(0.3, 33.0) == ["wrecked"] and both(0.97, 23.0) == []
+
+
+def test_few_texts_are_a_doubt_and_few_neighbours_are_not():
+    scores = cell(GOOD)
+    scores["cluster"] = scores.group + scores.prompt_id.str[-1].map(lambda last: str(int(last) % 8))
+    (flag,) = flags(scores)
+    assert flag["flag"] == "few_clusters" and "attack 60 images of 8, target 60 images of 8;" in flag["message"]
+    scores["cluster"] = scores.cluster.where(scores.group == "neighbour", "")
+    assert names(scores) == []
+    assert "neighbour 60 images of 1;" in flags(scores.assign(cluster=scores.cluster.str[:9]))[0]["message"]
+
+
+def test_another_s_judge_does_not_say_what_was_never_drawn():
+    scores = cell(GOOD | {"target": (0.05, 0.7)})
+    assert [f["flag"] for f in flags(scores, judges={"j"})] == ["base_unseen"] and flags(scores, judges={"k"}) == []
+
+
+def test_advice_is_the_next_command_and_does_not_contradict_the_table():
+    (flag,) = flags(cell(GOOD | {"attack": (0.05, 0.7)}))
+    assert (
+        "withstands" in flag["what_to_do"] and "70%" in flag["what_to_do"] and "method=none" not in flag["what_to_do"]
+    )
+    assert "python -m erasebench model=emoji concept=cat method=uce attack=" in flag["what_to_do"]
+    (flag,) = flags(cell(GOOD | {"attack": (0.05, 0.1)}))
+    assert "the attack is at fault" in flag["what_to_do"]
+
+
+def test_a_model_that_nothing_was_erased_from_has_nothing_to_bring_back():
+    parts = [
+        cell({"attack": (0.9, 0.9)}, n=100, attack=a, access=x, method="none")
+        for a, x in (("p4d", "model"), ("reseed", "queries"))
+    ]
+    assert between_attacks(pd.concat(parts)) == []

@@ -128,7 +128,8 @@ def test_rows_of_the_original_and_the_erased_model(tmp_path):
     original, erased = image_set(tmp_path / "o", 0, 0), image_set(tmp_path / "e", 0, (40, -30, 0))
     fid = FID(features=MeanColour())
     real, own = fid.score(original, original)
-    assert (real.metric, own.metric) == ("fid.mean_colour.vs_real.n30", "fid.mean_colour.vs_original.n30")
+    assert (real.metric, own.metric) == ("fid.mean_colour.vs_real", "fid.mean_colour.vs_original")
+    assert real.n == own.n == 30
     assert own.value == own.low == own.high == 0
     assert real.group == own.group == "kept" and real.higher_is_better is False and real.prompt_id is None
     worse_real, shifted = fid.score(erased, original)
@@ -140,7 +141,7 @@ def test_rows_of_the_original_and_the_erased_model(tmp_path):
 def test_failed_images_shrink_n_and_nothing_else(tmp_path):
     original, erased = image_set(tmp_path / "o", 0, 0), image_set(tmp_path / "e", 0, 0, failed=(0, 1))
     (own,) = FID(features=NoReference()).score(erased, original)
-    assert own.metric == "fid.mean_colour.vs_original.n28" and own.value == 0
+    assert own.metric == "fid.mean_colour.vs_original" and own.n == 28 and own.value == 0
 
 
 def test_too_few_images_are_a_status(tmp_path):

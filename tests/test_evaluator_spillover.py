@@ -50,12 +50,33 @@ def test_harmonic_mean_takes_percentages(wrong):
         harmonic_mean(*wrong)
 
 
-def test_harmonic_interval_is_seeded_and_narrows_with_n():
-    small, large = ([(1, 10), (2, 10), (9, 10)], [(40, 400), (80, 400), (360, 400)])
-    assert harmonic_interval(small, 500, 7) == harmonic_interval(small, 500, 7)
-    value = harmonic_mean(10, 20, 90)
-    (low, high), (near, far) = harmonic_interval(small, 500, 7), harmonic_interval(large, 500, 7)
-    assert low < near < value < far < high
+def test_the_harmonic_interval_narrows_and_has_a_width_at_the_ends():
+    wide, narrow = (
+        harmonic_interval([(10, 5, 20)] * 2 + [(90, 80, 95)]),
+        harmonic_interval([(10, 8, 12)] * 2 + [(90, 88, 92)]),
+    )
+    assert wide[0] < narrow[0] < harmonic_mean(10, 10, 90) < narrow[1] < wide[1]
+    low, high = harmonic_interval([(0, 0, 7.1), (0, 0, 7.1), (100, 92.9, 100)])
+    assert low < 97 and high == 100
+    assert harmonic_interval([(100, 90, 100), (100, 90, 100), (100, 90, 100)])[1] > 0  # two terms must rise at once
+    assert all(map(math.isnan, harmonic_interval([(0, 0, 7), (0, math.nan, math.nan), (100, 93, 100)])))
+
+
+@given(st.tuples(PERCENT, PERCENT, PERCENT))
+def test_the_harmonic_interval_of_one_uncertain_rate_is_the_mean_at_its_ends(rates):
+    certain = [(rate, rate, rate) for rate in rates]
+    certain[0] = (rates[0], max(0.0, rates[0] - 5), min(100.0, rates[0] + 5))
+    expected = [harmonic_mean(certain[0][i], rates[1], rates[2]) for i in (2, 1)]
+    assert harmonic_interval(certain) == pytest.approx(tuple(expected), abs=1e-6)
+
+
+def test_two_synonyms_are_too_few_for_an_interval(tmp_path):
+    images = image_set(tmp_path / "few", {place: letters[:2] for place, letters in ORIGINAL.items()})
+    prompts = tuple(p.with_(info={"word": p.id[-1]}) if p.group == "paraphrase" else p for p in images.prompts)
+    doubled = prompts + tuple(p.with_(id=f"{p.id}-again") for p in prompts)
+    few = ImageSet(key=images.key, folder=images.folder, prompts=doubled)
+    hm = by_place(Spillover(judge=WhiteJudge()).score(few, few))["hm", "all", ""]
+    assert hm.status == "ok" and hm.low is None and hm.high is None
 
 
 class WhiteJudge:
@@ -74,10 +95,10 @@ def image_set(folder, outcomes):
         for i, letter in enumerate(letters):
             prompt = Prompt(
                 id=f"{group}-{relation}-{i}",
-                text=f"{group} {relation}",
+                text=f"{group} {relation} {i}",
                 seed=i,
                 group=group,
-                concept="c",
+                concept=f"c{i}",
                 relation=relation,
             )
             image = None if letter == "x" else Image.new("RGB", (4, 4), "white" if letter == "y" else "black")
@@ -155,8 +176,3 @@ def test_a_neighbour_marked_unrelated_is_not_a_neighbour(tmp_path):
     scores = by_place(Spillover(judge=WhiteJudge()).score(images, images))
     assert scores["sensitivity", "neighbour", ""].value == 100
     assert ("retention", "unrelated", "") in scores and ("sensitivity", "neighbour", "unrelated") not in scores
-
-
-def test_too_few_bootstrap_samples_are_refused():
-    with pytest.raises(ValueError, match="bootstrap must be an integer >= 100"):
-        Spillover(judge=WhiteJudge(), bootstrap=10)

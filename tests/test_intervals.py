@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from erasebench.report.intervals import bootstrap_mean, cluster_bootstrap, mcnemar, newcombe_paired, wilson
+from erasebench.report.intervals import (
+    bootstrap_mean,
+    clopper_pearson,
+    cluster_bootstrap,
+    exact_paired,
+    mcnemar,
+    newcombe_paired,
+    wilson,
+)
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -101,6 +109,30 @@ def test_newcombe_holds_the_difference_and_is_antisymmetric(a, b, c, d):
     low, high = newcombe_paired(a, b, c, d)
     assert -1 <= low <= (b - c) / (a + b + c + d) <= high <= 1 and low < high
     assert newcombe_paired(a, c, b, d) == pytest.approx((-high, -low))
+
+
+@quick
+@given(n=st.integers(1, 5000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.9999]))
+def test_clopper_pearson_equals_scipy(n, share, confidence):
+    k = round(share * n)
+    theirs = stats.binomtest(k, n).proportion_ci(confidence, method="exact")
+    assert clopper_pearson(k, n, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_clopper_pearson_takes_an_effective_number():
+    ends = stats.beta.ppf(0.025, 2.5, 9.0), stats.beta.ppf(0.975, 3.5, 8.0)
+    assert clopper_pearson(2.5, 10.5) == pytest.approx(ends)
+
+
+@quick
+@given(a=counts, b=counts, c=counts, d=counts)
+def test_the_exact_paired_interval_is_antisymmetric_and_hardly_narrower(a, b, c, d):
+    if a + b + c + d == 0:
+        return
+    low, high = exact_paired(a, b, c, d)
+    assert -1 <= low <= (b - c) / (a + b + c + d) <= high <= 1 and low < high
+    assert exact_paired(a, c, b, d) == pytest.approx((-high, -low))
+    assert high - low > 0.9 * (newcombe_paired(a, b, c, d)[1] - newcombe_paired(a, b, c, d)[0])
 
 
 def test_newcombe_covers_the_truth_as_often_as_it_says():

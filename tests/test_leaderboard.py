@@ -11,7 +11,7 @@ import pytest
 
 from erasebench.leaderboard import main
 from erasebench.report.intervals import wilson
-from erasebench.report.leaderboard import grid
+from erasebench.report.leaderboard import OWN, grid
 from erasebench.report.leaderboard import leaderboard as board
 from erasebench.report.tables import CELL, scores_frame, write_scores
 from erasebench.types import Score
@@ -81,7 +81,7 @@ def leaderboard(scores):
 
 def test_a_row_holds_each_number_with_its_interval_and_its_base():
     table = leaderboard(scores("uce"))
-    assert list(table.columns[: len(CELL) + 2]) == [*CELL, "judge", "n"] and len(table) == 1
+    assert list(table.columns[: len(CELL) + 6]) == [*CELL, *OWN] and len(table) == 1
     row = table.iloc[0]
     assert (row.method, row.judge, row.n, row.versions) == (
         "uce",
@@ -100,16 +100,34 @@ def test_a_row_holds_each_number_with_its_interval_and_its_base():
     assert row.clip_score_its_name == 10.0 and not {"attack_rate", "paraphrase"} & set(table.columns)
 
 
-def test_the_best_harmonic_mean_comes_first_within_a_contest():
+def test_the_block_s_own_headline_ranks_and_ties_are_ties():
     table = leaderboard(pd.concat([
-        scores("uce", hm=50.0), scores("rece", hm=90.0), scores("none", hm=2.0), scores("uce", concept="ant", hm=1.0),
+        scores("uce", target=0.1, hm=50.0), scores("rece", target=0.02, hm=1.0), scores("none", target=1.0, hm=99.0),
+        scores("esd", target=0.5), scores("uce", concept="ant"),
     ]))  # fmt: skip
-    assert table[["concept", "method"]].to_numpy().tolist() == [
-        ["ant", "uce"],
-        ["cat", "rece"],
-        ["cat", "uce"],
-        ["cat", "none"],
-    ]
+    assert table[["concept", "method", "rank"]].to_numpy().tolist() == [
+        ["ant", "uce", 1], ["cat", "rece", 1], ["cat", "uce", 1], ["cat", "esd", 3], ["cat", "none", 4],
+    ]  # fmt: skip
+    assert set(table.ranked_by) == {"target"} and table.resolves.between(0.05, 0.3).all()
+
+
+def test_without_rates_the_mean_headline_ranks_and_overlap_is_a_tie():
+    rows = [scores("uce", hm=50.0), scores("rece", hm=90.0), scores("esd", hm=92.0)]
+    table = leaderboard(pd.concat([part[part.evaluator == "spillover"] for part in rows]))
+    assert table[["method", "rank"]].to_numpy().tolist() == [["esd", 1], ["rece", 1], ["uce", 3]]
+
+
+def test_an_attack_block_is_ranked_by_the_attack():
+    def under(method, target, attack):
+        rows = scores(method, target=target, attack="p4d")
+        hit = rows[rows.metric.str.startswith("concept_present")]
+        new = hit.assign(group="attack", place=30, label="attack", head="attack")
+        return pd.concat([rows, new.assign(value=[float(i < attack * 50) for i in range(50)] * 2)])
+
+    table = leaderboard(pd.concat([under("uce", 0.0, 0.9), under("rece", 0.4, 0.1)]))
+    assert table[["method", "rank", "ranked_by"]].to_numpy().tolist() == [
+        ["rece", 1, "attack_rate"], ["uce", 2, "attack_rate"],
+    ]  # fmt: skip
 
 
 def test_evaluator_versions_and_judges_get_rows_of_their_own():

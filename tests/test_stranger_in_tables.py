@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+import erasebench
 from erasebench.leaderboard import main as leaderboard
 from erasebench.paper import main as paper
 from erasebench.report import checks, display, tables
@@ -168,3 +169,15 @@ def test_relations_stand_below_what_is_kept():
     facts = {"run": "r", "cell": cell(), "versions": {"noise": 4}, "headlines": HEADLINES}
     lines = display.table(tables.summarise(tables.scores_frame(found, side="erased", **facts)))
     assert [line.split("  ")[0:2] for line in lines[1:]] == [["calm elsewhere", "3"], ["", "visual"]]
+
+
+def test_methods_are_compared_on_the_same_prompts(results, capsys):
+    for method in ("hush", "gag"):
+        write(results, method=method, attack="none", now=shares(0.0 if method == "gag" else 0.5, 0.1), hertz=440)
+    assert paper(["table=paired", f"results={results}", "attack=none"]) == 0
+    out = capsys.readouterr().out
+    assert "| concept | measure | first | second | n | clusters |" in out and "gag is better" in out
+    table = erasebench.compare_methods(results, heads=["loud"])
+    assert set(table["head"]) == {"loud"} and table.says.tolist().count("gag is better") == 1
+    assert paper(["table=paired", f"results={results}", "attack=none", "method=gag"]) == 2
+    assert "two methods are needed to compare" in capsys.readouterr().err

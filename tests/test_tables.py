@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from erasebench.report import tables
-from erasebench.report.intervals import bootstrap_mean, mcnemar, newcombe_paired, wilson
+from erasebench.report.intervals import exact_paired, mcnemar, wilson
 from erasebench.types import Headline, Prompt, Score
 from tests.cells import HEADLINES, cell
 
@@ -43,7 +44,8 @@ def test_the_columns_are_the_schema():
     assert list(table.columns) == [
         "run", "model", "concept", "method", "recipe", "attack", "budget", "settings", "access", "strength", "control",
         "group", "relation", "evaluator", "evaluator_version", "metric", "judge", "prompt_id", "seed", "value",
-        "status", "side", "low", "high", "higher_is_better", "role", "label", "head", "unit", "place",
+        "status", "side", "low", "high", "higher_is_better", "cluster", "weights", "rate",
+        "terms", "images", "role", "label", "head", "unit", "place",
     ]  # fmt: skip
     assert {name: str(dtype) for name, dtype in table.dtypes.items()} == dict(tables.DTYPES)
 
@@ -112,7 +114,7 @@ def test_rates_are_counted_paired_and_tested():
     assert (row.n, row.n_failed, row["mean"], row.base) == (50, 0, 0.1, 0.98)
     assert (row.low, row.high) == wilson(5, 50) and (row.base_low, row.base_high) == wilson(49, 50)
     assert row.delta == pytest.approx(-0.88) and row.p_value == mcnemar(1, 45)
-    assert (row.delta_low, row.delta_high) == newcombe_paired(4, 1, 45, 0)
+    assert (row.delta_low, row.delta_high) == exact_paired(4, 1, 45, 0)
     assert row.higher_is_better is np.False_ or row.higher_is_better is False
 
 
@@ -130,12 +132,14 @@ def test_a_group_that_failed_altogether_has_no_numbers():
     assert all(math.isnan(row[c]) for c in ("mean", "low", "high", "delta", "delta_low", "p_value"))
 
 
-def test_means_are_bootstrapped_and_have_no_p_value():
+def test_means_have_student_s_interval_and_no_p_value():
     clip = {"metric": "clip_score.m", "better": True}
     erased = [hit(f"p{i}", 20.0 + i, **clip) for i in range(10)]
     original = [hit(f"p{i}", 21.0 + i, **clip) for i in range(10)]
     row = only(tables.summarise(frame(erased, original)))
-    assert row["mean"] == 24.5 and (row.low, row.high) == bootstrap_mean([20.0 + i for i in range(10)])
+    assert row["mean"] == 24.5 and (row.low, row.high) == pytest.approx(
+        stats.ttest_1samp([20.0 + i for i in range(10)], 0).confidence_interval()
+    )
     assert (row.delta, row.delta_low, row.delta_high) == (-1.0, -1.0, -1.0)  # paired: the prompts' spread cancels
     assert math.isnan(row.p_value) and bool(row.higher_is_better)
 
@@ -149,7 +153,7 @@ def test_one_value_beyond_0_and_1_makes_a_metric_a_mean_in_every_group():
         hit("d", 0.0, group="attack", **count),
     ]
     row = only(tables.summarise(frame(rows, rows)), group="target")
-    assert math.isnan(row.p_value) and (row.low, row.high) == bootstrap_mean([0.0, 1.0])
+    assert math.isnan(row.p_value) and math.isnan(row.low)  # two values say little of their spread
 
 
 def test_neighbours_are_summarised_per_relation_and_together():
@@ -182,9 +186,9 @@ def test_a_metric_of_a_whole_group_keeps_its_own_interval():
         11.0,
     )
     assert row.delta == 20.0 and math.isnan(row.delta_low) and row.evaluator_version == 2
-    two = pd.concat([frame([fid(30.0, 28.0, 33.0)]), frame([fid(40.0, 28.0, 33.0)], run="r1")])
+    two = pd.concat([frame([fid(30.0, 28.0, 33.0)]), frame([fid(40.0, 36.0, 45.0)], run="r1")])
     row = only(tables.summarise(two))
-    assert row["mean"] == 35.0 and row.n == 2 and math.isnan(row.low)  # two intervals are not one
+    assert (row["mean"], row.n, row.low, row.high) == (35.0, 2, 32.0, 39.0)  # one training: the mean of the margins
 
 
 def test_evaluator_versions_and_recipes_are_never_pooled():

@@ -108,6 +108,7 @@ class TemplatePrompts:
                     group=group,
                     concept=depicts,
                     relation=relation,
+                    info={} if group == "target" else {"word": word},  # what it shares with others of its group
                 )
             )
         return made

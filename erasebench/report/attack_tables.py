@@ -18,7 +18,7 @@ import pandas as pd
 
 from erasebench.report import budget
 from erasebench.report.checks import ADAPTIVE, difference, headlines
-from erasebench.report.printing import number
+from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, find_run, method_names
 from erasebench.report.tables import CELL, read_scores, summarise
 from erasebench.types import Access, Strength
@@ -33,10 +33,11 @@ class Rate:
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    few: bool = False  # too few clusters for an interval
 
     def __str__(self) -> str:
-        """In %, ``64 [50, 76]``, or ``-``."""
-        return number(self.mean, self.low, self.high, "%")
+        """In %, ``64 [50, 76]``, ``64 [too few]`` or ``-``."""
+        return number(self.mean, self.low, self.high, "%", few=self.few)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _rate(rows: pd.DataFrame, side: str = "mean") -> Rate:
     if not len(rows) or not rows.iloc[0].n:
         return Rate()
     names = ("mean", "low", "high") if side == "mean" else (side, f"{side}_low", f"{side}_high")
-    return Rate(*(float(rows.iloc[0][k]) for k in names))
+    mean, low, high = (float(rows.iloc[0][k]) for k in names)
+    return Rate(mean, low, high, few=too_few(rows.iloc[0]))
 
 
 def _total(found: Iterable[Mapping[str, Any]], name: str) -> float:
@@ -211,6 +213,7 @@ def attacks(found: Sequence[Cell]) -> list[list[str]]:
     heads = [
         *names,
         "n",
+        "clusters",
         "original model",
         "plain prompts",
         "attack prompts",
@@ -228,6 +231,7 @@ def attacks(found: Sequence[Cell]) -> list[list[str]]:
             "concept": cell.names["concept"], "method": cell.method, "attack": cell.attack,
             "strength": "-" if cell.plain else cell.names["strength"],
             "n": str(int(shown.n.max()) if len(shown) else 0),
+            "clusters": str(int(shown.clusters.max()) if len(shown) else 0),
             "original model": "-" if same else str(cell.rate(group, "base")), "plain prompts": str(cell.rate("target")),
             "attack prompts": "-" if cell.plain else str(cell.rate("attack")),
             **{name: str(success.get(name, Rate())) for name in rates},

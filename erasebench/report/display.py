@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from erasebench.report.printing import as_text, number
+from erasebench.report.printing import as_text, number, too_few
 from erasebench.report.tables import METRIC
 
 
@@ -37,15 +37,17 @@ def closing(result: Any) -> str:
 def table(summary: pd.DataFrame) -> list[str]:
     """Lines of the table: original, erased and attacked model, each with its 95 % interval.
 
+    ``clusters`` are the distinct texts, searches, words or concepts among the n images: intervals go by them.
+
     Every headline with a label is a row, in the order of their places: first those of the run's own judge and those
     without one, then each further judge's.
     """
-    rows = [["", "n", "original model", "erased model", "under attack"]]
+    rows = [["", "n", "clusters", "original model", "erased model", "under attack"]]
     whole = summary[(summary.relation == "") & (summary.label != "")]
     known: set[str] = set()
     for judge, part in _by_judge(whole):
         if known & set(part.label):  # the same rows in other eyes
-            rows.append([f"by {judge}:", "", "", "", ""])
+            rows.append([f"by {judge}:", "", "", "", "", ""])
         known |= set(part.label)
         for row in part.to_dict("records"):
             rows.append(_row(row, summary))
@@ -70,14 +72,23 @@ def _row(row: Mapping[str, Any], summary: pd.DataFrame) -> list[str]:
     if row["role"] == "present" and row["group"] == "target":
         beside = _matching(summary, row, group="attack", relation="").to_dict("records")
         under = _cell(beside[0], "mean", unit) if beside else ""
-    n = "" if row["role"] in ("distance", "mean") else str(row["n"])  # these have one value a run
-    return [row["label"], n, _cell(row, "base", unit), "" if attack else _cell(row, "mean", unit), under]
+    counts = ["" if row["role"] == "mean" else str(row["n"]), str(row["clusters"])]
+    if row["role"] in ("distance", "mean"):  # of sets of images
+        counts[1] = ""
+    return [row["label"], *counts, _cell(row, "base", unit), "" if attack else _cell(row, "mean", unit), under]
 
 
 def _relations(row: Mapping[str, Any], summary: pd.DataFrame) -> list[list[str]]:
     part = _matching(summary, row, group=row["group"])
     return [
-        [f"  {r['relation']}", str(r["n"]), _cell(r, "base", r["unit"]), _cell(r, "mean", r["unit"]), ""]
+        [
+            f"  {r['relation']}",
+            str(r["n"]),
+            str(r["clusters"]),
+            _cell(r, "base", r["unit"]),
+            _cell(r, "mean", r["unit"]),
+            "",
+        ]
         for r in part[~part.relation.isin(["", row["group"]])].to_dict("records")
     ]
 
@@ -92,6 +103,6 @@ def _matching(summary: pd.DataFrame, row: Mapping[str, Any], **where: str) -> pd
 def _cell(row: Mapping[str, Any], side: str, unit: str) -> str:
     """Value and interval, e.g. ``96.0 % [86.5, 98.9]``."""
     low, high = ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
-    shown = number(row[side], row[low], row[high], unit, digits=1)
+    shown = number(row[side], row[low], row[high], unit, digits=1, few=too_few(row))
     value, bracket, interval = shown.partition(" [")
     return "none" if value == "-" else f"{value}{' %' if unit == '%' else ''}{bracket}{interval}"

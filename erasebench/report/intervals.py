@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from math import nan, sqrt
+from math import exp, lgamma, log, log1p, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 _CHUNK = 1 << 22  # drawn indices held in memory at once
 
 
-def _check(successes: int, n: int, confidence: float) -> None:
+def _check(successes: float, n: float, confidence: float) -> None:
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie between 0 and n; got {successes} of {n}; count ok rows only")
     _check_confidence(confidence)
@@ -26,7 +26,7 @@ def _check_confidence(confidence: float) -> None:
         raise ValueError(f"confidence must lie between 0 and 1; got {confidence}; use 0.95 for 95 %")
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a rate.
 
     With p = successes / n and z the normal quantile, the interval is
@@ -52,11 +52,15 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     _check(successes, n, confidence)
     if n == 0:
         return nan, nan
-    z, p = NormalDist().inv_cdf((1 + confidence) / 2), successes / n
+    return wilson_share(successes / n, n, NormalDist().inv_cdf((1 + confidence) / 2))
+
+
+def wilson_share(p: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval of a share ``p`` of ``n`` values, which need not be a whole number, at quantile ``z``."""
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
     half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == n else (centre + half) / scale
+    low = 0.0 if p <= 0 else (centre - half) / scale
+    high = 1.0 if p >= 1 else (centre + half) / scale
     return low, high
 
 
@@ -84,7 +88,9 @@ def mcnemar(b: int, c: int) -> float:
     return min(1.0, 2 * total / 2 ** (b + c))
 
 
-def newcombe_paired(both: int, first: int, second: int, neither: int, confidence: float = 0.95) -> tuple[float, float]:
+def newcombe_paired(
+    both: float, first: float, second: float, neither: float, confidence: float = 0.95
+) -> tuple[float, float]:
     """Interval of the difference of two rates measured on the same items, first minus second.
 
     Square-and-add of the two Wilson intervals (l1, u1), (l2, u2) with the pairs' correlation phi (corrected for
@@ -93,7 +99,8 @@ def newcombe_paired(both: int, first: int, second: int, neither: int, confidence
     17, 1998). A bootstrap would have width 0 when every pair changes the same way; this has not.
 
     Args:
-        both, first, second, neither: numbers of pairs with success in both, the first only, the second only, none.
+        both, first, second, neither: numbers of pairs with success in both, the first only, the second only, none;
+            weighted pairs need not be whole numbers.
         confidence: coverage in (0, 1).
 
     Returns:
@@ -103,10 +110,38 @@ def newcombe_paired(both: int, first: int, second: int, neither: int, confidence
     [-1.0, -0.899]
     """
     n = both + first + second + neither
-    low1, high1 = wilson(both + first, n, confidence)
-    low2, high2 = wilson(both + second, n, confidence)
+    low1, high1 = wilson(min(both + first, n), n, confidence)  # a sum of shares may round above
+    low2, high2 = wilson(min(both + second, n), n, confidence)
     if n == 0:
         return nan, nan
+    return _square_and_add((both, first, second, neither), (low1, high1), (low2, high2))
+
+
+def exact_paired(
+    both: float, first: float, second: float, neither: float, confidence: float = 0.95
+) -> tuple[float, float]:
+    """:func:`newcombe_paired` with Clopper-Pearson in Wilson's place: it holds at both ends at once.
+
+    A model that falls from 98 to 2 % is near either end. With Wilson's intervals, 20 pairs cover such a difference 87 %
+    of the time, with these 96 % (docs/metrics.md); where the rates are near a half it is a little wider.
+
+    >>> [round(x, 3) for x in exact_paired(0, 0, 50, 0)]
+    [-1.0, -0.899]
+    """
+    n = both + first + second + neither
+    if n == 0:
+        return nan, nan
+    ends = (clopper_pearson(min(both + other, n), n, confidence) for other in (first, second))
+    return _square_and_add((both, first, second, neither), *ends)
+
+
+def _square_and_add(
+    counts: tuple[float, float, float, float], ends1: tuple[float, float], ends2: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval of a difference from those of its two rates and the correlation of the pairs."""
+    both, first, second, neither = counts
+    n = sum(counts)
+    (low1, high1), (low2, high2) = ends1, ends2
     p1, p2 = (both + first) / n, (both + second) / n
     covariance: float = both * neither - first * second
     if covariance > 0:
@@ -116,6 +151,50 @@ def newcombe_paired(both: int, first: int, second: int, neither: int, confidence
     down, up = (p1 - low1, high2 - p2), (high1 - p1, p2 - low2)
     below, above = (sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)) for x, y in (down, up))
     return max(-1.0, p1 - p2 - below), min(1.0, p1 - p2 + above)
+
+
+@lru_cache(maxsize=1 << 14)
+def clopper_pearson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a rate (Clopper and Pearson, Biometrika 26, 1934): never below its coverage, so conservative.
+
+    Quantiles of the beta distributions (k, n - k + 1) and (k + 1, n - k), by bisection; ``n`` may be an effective
+    number, not whole.
+
+    >>> [round(x, 4) for x in clopper_pearson(0, 20)]
+    [0.0, 0.1684]
+    """
+    _check(successes, n, confidence)
+    if n == 0:
+        return nan, nan
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes <= 0 else _beta_quantile(tail, successes, n - successes + 1)
+    high = 1.0 if successes >= n else _beta_quantile(1 - tail, successes + 1, n - successes)
+    return low, high
+
+
+def _beta_quantile(share: float, a: float, b: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(48):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_below(middle, a, b) < share else (low, middle)
+    return (low + high) / 2
+
+
+def _beta_below(x: float, a: float, b: float) -> float:
+    """P(Beta(a, b) < x), by Lentz's continued fraction (Numerical Recipes, section 6.4)."""
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _beta_below(1 - x, b, a)
+    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log1p(-x)) / a if x > 0 else 0.0
+    c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), 1e-300)
+    value = d
+    for m in range(1, 10_000):
+        for step in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+                     -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):  # fmt: skip
+            d, c = 1 / (1 + step * d or 1e-300), 1 + step / c or 1e-300
+            value *= c * d
+        if abs(c * d - 1) < 1e-12:
+            break
+    return front * value
 
 
 def _check_finite(values: np.ndarray) -> None:

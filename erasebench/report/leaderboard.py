@@ -1,7 +1,7 @@
 """The leaderboard as a pure function of the tables: one row per cell and judge, one column per headline.
 
-Which columns there are, in which order, direction and unit, is what the evaluators declared. Runs whose evaluators
-differ in version are never pooled: they get rows of their own.
+Contests are ranked with ties. Which columns there are, in which order, direction and unit, is what the evaluators
+declared. Runs whose evaluators differ in version are never pooled: they get rows of their own.
 """
 
 from __future__ import annotations
@@ -11,16 +11,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import isnan, nan
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 
-from erasebench.report.printing import number
+from erasebench.report.checks import difference
+from erasebench.report.printing import number, too_few
 from erasebench.report.tables import CELL, summarise
 
-SIDES = {"": "mean", "_low": "low", "_high": "high", "_base": "base"}  # suffix of a column -> column of the summary
+SIDES = {
+    "": "mean",
+    "_low": "low",
+    "_high": "high",
+    "_base": "base",
+    "_n": "n",
+    "_few": "_few",
+}  # suffix of a column -> column of the summary
+OWN = ("judge", "rank", "ranked_by", "n", "clusters", "resolves")  # of a row, beside its cell and its columns
 CONTEST = ("model", "concept", "attack", "budget", "strength", "settings")  # rows that are compared with one another
-NAMES = ("model", "concept", "attack", "budget", "strength", "method", "recipe", "settings", "n")
+NAMES = (
+    "model", "concept", "attack", "budget", "strength", "rank", "method", "recipe", "settings", "n", "clusters",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,10 @@ class Column:
 class Board:
     """The wide table and what its columns are.
 
-    The table has the names of the cell, ``judge``, ``n``, and for each column ``name``, ``name_low`` and ``name_high``
-    (the 95 % interval), ``name_base`` (the original model) and ``name_metric``; last, the evaluators' versions.
+    The table has the names of the cell, ``judge``, ``rank``, the row's own headline (``ranked_by``, its ``n``,
+    ``clusters`` and ``resolves``, the smallest difference between two such rows that their intervals tell apart), and
+    for each column ``name``, ``name_low`` and ``name_high`` (the 95 % interval), ``name_base`` (the original model),
+    ``name_n``, ``name_few`` (too few clusters for an interval) and ``name_metric``; last, the evaluators' versions.
     Rates are fractions; everything is in full precision.
     """
 
@@ -54,8 +68,11 @@ class Board:
 
 
 def leaderboard(scores: pd.DataFrame) -> Board:
-    """Tidy scores -> the board; best ``mean`` headline first within a contest, if there is one.
+    """Tidy scores -> the board; in a contest the best first by its own headline: the attack's rate, else the target's.
 
+    A row's rank is one more than the number of rows of its contest and judge that are shown to be better (the 95 %
+    interval of the difference of the two, by cluster, leaves out 0); rows that nothing tells apart share it. Without
+    rates of the erased concept the ``mean`` headline ranks, else the first there is.
     What needs no judge (a similarity, a distance) stands in the row of every judge of its cell.
     """
     scores = scores[scores.place.notna()]
@@ -64,7 +81,7 @@ def leaderboard(scores: pd.DataFrame) -> Board:
     columns = _columns(pd.concat([part for _, part in parts])) if parts else ()
     rows = [row for versions, part in parts for row in _rows(part, versions)]
     wide = [column.name + side for column in columns for side in (*SIDES, "_metric")]
-    table = pd.DataFrame(rows, columns=[*CELL, "judge", "n", *wide, "versions"])
+    table = pd.DataFrame(rows, columns=[*CELL, *OWN, *wide, "versions"])
     return Board(_ordered(table, columns), columns)
 
 
@@ -82,7 +99,7 @@ def _headlines(summary: pd.DataFrame) -> pd.DataFrame:
     summary = summary[(summary.relation == "") & summary.place.notna()]
     titles = summary["head"].where(summary["head"] != "", summary.label)
     names = [_name(title, unit) for title, unit in zip(titles, summary.unit, strict=True)]
-    return _in_place(summary.assign(column=names))
+    return _in_place(summary.assign(column=names, _few=[too_few(row) for row in summary.to_dict("records")]))
 
 
 def _in_place(rows: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +109,7 @@ def _in_place(rows: pd.DataFrame) -> pd.DataFrame:
 def _name(title: str, unit: str) -> str:
     """``HM`` -> ``hm``; what is the name of another column already is told from it: ``attack`` -> ``attack_rate``."""
     name = re.sub(r"\W+", "_", title.lower()).strip("_")
-    return f"{name}_{'rate' if unit == '%' else 'value'}" if name in (*CELL, "judge", "n", "versions") else name
+    return f"{name}_{'rate' if unit == '%' else 'value'}" if name in (*CELL, *OWN, "versions") else name
 
 
 def _columns(headlines: pd.DataFrame) -> tuple[Column, ...]:
@@ -114,7 +131,7 @@ def _rows(headlines: pd.DataFrame, versions: str) -> Iterator[dict[str, Any]]:
         found = list(group)
         for judge in list(dict.fromkeys(one["judge"] for one in found if one["judge"])) or [""]:
             row = {name: found[0][name] for name in CELL} | {"judge": judge, "versions": versions}
-            row["n"] = next(one["n"] for one in found if one["judge"] == judge)
+            row |= _own([one for one in found if one["judge"] in (judge, "")])
             for one in found:
                 if one["judge"] in (judge, "") and f"{one['column']}_metric" not in row:  # the smallest place
                     row |= {one["column"] + side: one[source] for side, source in SIDES.items()}
@@ -122,13 +139,39 @@ def _rows(headlines: pd.DataFrame, versions: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def _own(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a row is ranked by, of how many images and clusters, and the smallest difference it can show."""
+    order = {"attack": 0, "target": 1}
+    found = list(found)
+    present = [one for one in found if one["role"] == "present" and one["group"] in order and one["n"]]
+    means = [one for one in found if one["role"] == "mean"]
+    judged = [one for one in found if one["judge"]] or found
+    own = min(present, key=lambda one: order[one["group"]], default=(means or judged)[0])
+    margin = max(own["mean"] - own["low"], own["high"] - own["mean"])
+    return {"ranked_by": own["column"], "n": own["n"], "clusters": own["clusters"], "resolves": 2**0.5 * margin}
+
+
 def _ordered(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
-    """By contest, in it by the mean headline, best first, then by name."""
-    best = next((c for c in columns if c.role == "mean"), None)
-    key = 0 if best is None else table[best.name] * (-1 if best.higher_is_better else 1)
-    by = [*CONTEST, "_best", "method", "recipe", "judge", "versions"]
-    order = table.assign(_best=key).sort_values(by, kind="stable", na_position="last").index
-    return table.loc[order].reset_index(drop=True)
+    """By contest and judge, in it by rank, then by name."""
+    directions = {c.name: -1 if c.higher_is_better else 1 for c in columns}
+    signs = table.ranked_by.map(directions)
+    values = [row[row["ranked_by"]] for row in table.to_dict("records")]
+    table = table.assign(_value=pd.Series(values, index=table.index, dtype=float) * signs, _sign=signs)
+    for _, part in table.groupby([*CONTEST, "judge", "ranked_by"], sort=False):
+        rows = part.to_dict("records")
+        table.loc[part.index, "rank"] = [1 + sum(_better(other, row) for other in rows) for row in rows]
+    by = [*CONTEST, "judge", "rank", "_value", "method", "recipe", "versions"]
+    order = table.sort_values(by, kind="stable", na_position="last").index
+    ordered = table.loc[order].drop(columns=["_value", "_sign"]).reset_index(drop=True)
+    return ordered.astype({"rank": "int64"})
+
+
+def _better(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a row is shown to be better than another one; without intervals nothing is."""
+    name = row["ranked_by"]
+    one, two = (SimpleNamespace(mean=r[name], low=r[f"{name}_low"], high=r[f"{name}_high"]) for r in (row, other))
+    low, high = difference(one, two)
+    return high < 0 if row["_sign"] > 0 else low > 0
 
 
 def grid(board: Board) -> list[list[str]]:
@@ -152,8 +195,8 @@ def _says(table: pd.DataFrame, name: str) -> bool:
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
-    value, low, high, base = (float(row[column.name + side]) for side in SIDES)
-    shown = number(value, low, high, column.unit)
+    value, low, high, base = (float(row[column.name + side]) for side in ("", "_low", "_high", "_base"))
+    shown = number(value, low, high, column.unit, few=row[f"{column.name}_few"] is True)
     return shown if isnan(value) or isnan(base) else f"{shown} ({number(base, nan, nan, column.unit)})"
 
 
@@ -164,7 +207,12 @@ def legend(board: Board) -> str:
         if column.head and column.labels:
             labels = column.labels if len(column.labels) < 3 else (column.labels[0], "...")
             told.append(f"{column.head}: {' or '.join(labels)}{', %' if column.unit else ''}")
+    percent = [c.name for c in board.columns if c.unit == "%"]
+    floor = board.table.resolves[board.table.ranked_by.isin(percent)].dropna()
+    floors = f"Differences below {100 * floor.min():.0f} points are told apart in no row. " if len(floor) else ""
     return (
+        "Rank: 1 + the rows of one contest and judge that are shown to be better; equal ranks are ties. "
+        f"{floors}clusters: distinct texts, searches, words or concepts among the n images, by which intervals go. "
         f"Cells: erased model [95 % interval] (original model). {'; '.join(told)}. Full precision, judges, metrics and "
         "what is not shown here: leaderboard.csv."
     )

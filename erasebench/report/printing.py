@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 Lines = Sequence[Sequence[str]]
 
@@ -47,15 +48,26 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def number(value: float, low: float, high: float, unit: str = "", digits: int | None = None) -> str:
+def too_few(row: Any) -> bool:
+    """Whether a row of a summary lacks an interval because there are too few clusters or trainings for one."""
+    return bool(row["n"] > 1 and (row["clusters"] < 3 or row["trainings"] == 2))
+
+
+def number(value: float, low: float, high: float, unit: str = "", digits: int | None = None, few: bool = False) -> str:
     """A value with its interval: ``64 [50, 76]`` in percent, ``25.5 [24.9, 26.1]`` otherwise, ``-`` for NaN.
+
+    ``few``: where there is no interval, clusters are too few for one, which is then said.
 
     >>> number(0.644, 0.5, 0.76, "%"), number(25.51, float("nan"), float("nan")), number(float("nan"), 0, 1)
     ('64 [50, 76]', '25.5', '-')
+    >>> number(0.5, float("nan"), float("nan"), "%", few=True)
+    '50 [too few]'
     """
     scale = 100 if unit == "%" else 1
     digits = (0 if unit == "%" else 1) if digits is None else digits
     if value != value:  # NaN
         return "-"
     shown = f"{scale * value:.{digits}f}"
-    return shown if low != low else f"{shown} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    if low != low:
+        return f"{shown} [too few]" if few else shown
+    return f"{shown} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from erasebench.report.printing import number
+from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, method_names
 from erasebench.report.tables import read_summary
 
@@ -44,7 +44,7 @@ def _value(rows: pd.DataFrame, head: str, side: str) -> str:
     if not len(rows):
         return "-"
     row, (low, high) = rows.iloc[0], ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
-    return number(row[side], row[low], row[high], row.unit)
+    return number(row[side], row[low], row[high], row.unit, few=too_few(row))
 
 
 def cost(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[list[str]]:

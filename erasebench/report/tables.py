@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from erasebench.report.summary import summarise_prompts, summarise_whole
+from erasebench.report.sharing import clusters_of
+from erasebench.report.summary import Runs, summarise_prompts, summarise_whole
 from erasebench.store.files import replacing
 from erasebench.types import Headline, Prompt, Score, Status
 
@@ -28,16 +29,18 @@ DTYPES: Mapping[str, str] = {
     "run": "str", **dict.fromkeys(CELL, "str"), "control": "bool",
     "group": "str", "relation": "str", "evaluator": "str", "evaluator_version": "int64", "metric": "str",
     "judge": "str", "prompt_id": "str", "seed": "Int64", "value": "float64", "status": "str", "side": "str",
-    "low": "float64", "high": "float64", "higher_is_better": "boolean",
+    "low": "float64", "high": "float64", "higher_is_better": "boolean", "cluster": "str", "weights": "str",
+    "rate": "boolean", "terms": "str", "images": "Int64",
     **dict.fromkeys(FACTS, "str"), "place": "Int64",
 }  # fmt: skip
 COLUMNS = tuple(DTYPES)
 METRIC = ("evaluator", "evaluator_version", "metric", "judge")
 KEYS = (*CELL, "group", "relation", *METRIC)
 NUMBERS = ("mean", "low", "high", "base", "base_low", "base_high", "delta", "delta_low", "delta_high", "p_value")
-SUMMARY = (*KEYS, "n", "n_failed", *NUMBERS, "higher_is_better", *FACTS)
+COUNTS = ("n", "clusters", "n_failed", "runs", "trainings")
+SUMMARY = (*KEYS, *COUNTS, *NUMBERS, "higher_is_better", *FACTS)
 SIDES = ("erased", "original")
-_SUMMARY_DTYPES = {name: DTYPES.get(name, "int64" if name.startswith("n") else "float64") for name in SUMMARY}
+_SUMMARY_DTYPES = {name: DTYPES.get(name, "int64" if name in COUNTS else "float64") for name in SUMMARY}
 _IDENTITY = ["run", *KEYS, "side", "prompt_id"]
 _ARROW = {
     "str": pa.string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(),
@@ -68,6 +71,7 @@ def scores_frame(
     versions: Mapping[str, int],
     headlines: Mapping[str, Sequence[Headline]] | None = None,
     prompts: Iterable[Prompt] = (),
+    weights: str = "",
 ) -> pd.DataFrame:
     """Scores of one side of one run as rows of the tidy table.
 
@@ -78,7 +82,8 @@ def scores_frame(
         cell: what the run is, the keys of :data:`CELL`; the same for every row.
         versions: evaluator -> version of its definition.
         headlines: evaluator -> what tables show of it; the first that fits a score is joined to its row.
-        prompts: where the seeds are looked up, by group and id.
+        prompts: where seeds and clusters are looked up, by group and id.
+        weights: what tells this side's model from another training of it.
 
     Raises:
         ValueError: an unknown side or status, a value that contradicts its status, a missing version, a cell with
@@ -91,7 +96,9 @@ def scores_frame(
     scores = list(scores)
     for score in scores:
         _check(score, versions)
+    prompts = list(prompts)
     seeds: dict[tuple[str, str | None], int] = {(p.group, p.id): p.seed for p in prompts}
+    shared = clusters_of(prompts)
     facts = _Facts(headlines or {})
     rows = [
         {
@@ -99,6 +106,9 @@ def scores_frame(
             "evaluator_version": versions[s.evaluator], "metric": s.metric, "judge": s.judge, "prompt_id": s.prompt_id,
             "seed": seeds.get((s.group, s.prompt_id)), "value": s.value, "status": s.status, "side": side,
             "low": s.low, "high": s.high, "higher_is_better": s.higher_is_better,
+            "cluster": shared.get((s.group, s.prompt_id), shared.get(("target", s.prompt_id), "")),
+            "weights": weights, "rate": s.rate, "terms": " ".join(repr(float(term)) for term in s.terms),
+            "images": s.n,
             **facts[s.evaluator, s.metric, s.group],
         }
         for s in scores
@@ -258,10 +268,14 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     ``mean`` is of the erased model, ``base`` of the original one, each over its ok rows; ``n`` counts the erased
     model's ok rows and ``n_failed`` its others, which enter nothing else. ``delta`` is the mean of erased - original
     over the prompts that are ok on both sides, so it can differ from mean - base when images failed.
-    A metric whose values are all 0 or 1 is a rate: Wilson intervals, Newcombe's paired interval for the difference
-    and McNemar's exact p-value. Other metrics get percentile bootstrap intervals and no p-value. Prompts with a
+    A metric whose values are all 0 or 1 is a rate: Wilson's interval, Newcombe's paired interval for the difference
+    and McNemar's exact p-value. Other metrics get Student's intervals and no p-value. ``clusters`` are the distinct
+    texts, searches, words or concepts behind the n values; where they are fewer than n, and where several trainings
+    of one configuration are pooled, intervals and p-values are by cluster, of both ways the widest
+    (``erasebench.report.clusters``). ``runs`` and ``trainings`` say over how many seeds a row goes. Prompts with a
     relation are summarised per relation and, with relation "", together. A metric of a whole group (no prompt_id)
-    keeps its own interval and has n = 1 per run: its name carries how many images it saw.
+    keeps its own interval; its n is the number of images it says it saw, else 1 per run; over several runs see
+    :func:`erasebench.report.summary.over_runs`.
 
     Raises:
         ValueError: columns are missing, or there are two values for one metric of one prompt.
@@ -288,24 +302,46 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
-    """For each row whether its metric is a rate: all ok values 0 or 1, in every group."""
-    other = (frame.status == "ok") & ~frame.value.isin((0.0, 1.0))
+    """For each row whether its metric is a rate: as its evaluator says, else all ok values 0 or 1, in every group."""
+    other = ((frame.status == "ok") & ~frame.value.isin((0.0, 1.0))).mask(frame.rate.notna(), frame.rate.eq(False))
+    other = other.astype(bool)
     return ~other.groupby([frame[name] for name in METRIC], sort=False).transform("any")
 
 
 def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: np.ndarray, rates: np.ndarray) -> Any:
     """n, n_failed and :data:`NUMBERS` of each slice between two edges; rows are in order of side and pair."""
-    value, low, high = (frame[name].to_numpy() for name in ("value", "low", "high"))
+    value = frame.value.to_numpy()
     ok, whole = (frame.status == "ok").to_numpy(bool), frame.prompt_id.isna().to_numpy()
+    cluster, run = _codes(frame), pd.factorize(frame.run)[0]
+    training = pd.factorize(frame.weights.where(frame.side == "erased"))[0]
     rows = []
     for start, stop, rate in zip(edges[:-1], edges[1:], rates, strict=True):
         good, ours = ok[start:stop], erased[start:stop]
         here, there = start + np.flatnonzero(good & ours), start + np.flatnonzero(good & ~ours)
-        counts = {"n": len(here), "n_failed": int((~good & ours).sum())}
+        counts = {
+            "n": len(here), "clusters": len(set(cluster[here])), "n_failed": int((~good & ours).sum()),
+            "runs": len(set(run[here])), "trainings": len(set(training[here])),
+        }  # fmt: skip
         if whole[start:stop].all():
-            sides = [(value[i], low[i], high[i]) for i in (here, there)]
-            rows.append(counts | summarise_whole(*sides))
+            if frame.images.iloc[here].notna().any():  # of several runs, the fewest that one had
+                counts["n"] = counts["clusters"] = int(frame.images.iloc[here].min())
+            rows.append(counts | summarise_whole(*(_runs(frame.iloc[i], training[i]) for i in (here, there))))
         else:
             shared = np.intersect1d(pair[here], pair[there], assume_unique=True, return_indices=True)[1:]
-            rows.append(counts | summarise_prompts(value[here], value[there], shared, bool(rate)))
+            ways = [cluster[here], training[here]][: 1 + (counts["trainings"] > 1)], [cluster[there]]
+            rows.append(counts | summarise_prompts(value[here], value[there], shared, bool(rate), ways))
     return pd.DataFrame(rows)
+
+
+def _runs(frame: pd.DataFrame, training: np.ndarray) -> Runs:
+    """What several runs say of a whole group."""
+    terms = [[float(word) for word in words.split()] for words in frame.terms]
+    value, low, high = (frame[name].to_numpy(float) for name in ("value", "low", "high"))
+    return Runs(value, low, high, len(set(training)), np.array(terms) if terms and all(terms) else None)
+
+
+def _codes(frame: pd.DataFrame) -> np.ndarray:
+    """A number for each row's cluster; a prompt of which none is known is a cluster of its own in its run."""
+    own = frame.run + "\x1f" + frame.group + "\x1f" + frame.prompt_id.fillna("")
+    codes: np.ndarray = pd.factorize(own.where(frame.cluster == "", "\x1e" + frame.cluster), sort=True)[0]
+    return codes

@@ -1,0 +1,157 @@
+"""Method against method: differences on the same prompts with the same noise, which two intervals do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from erasebench.report import clusters
+from erasebench.report.printing import number
+from erasebench.report.runs import NOTHING
+from erasebench.report.summary import difference
+from erasebench.report.tables import METRIC, read_results
+
+CONTEST = ("model", "concept", "attack", "budget", "strength", "settings")  # what compared rows share
+SAME = ("group", "relation", "prompt_id", "seed")  # one image of either model: its prompt and its noise
+SHOWN = ("present", "kept", "success", "similarity")
+COLUMNS = (
+    *CONTEST, *METRIC, "group", "head", "unit", "first", "second", "n", "clusters", "trainings", "first_mean",
+    "second_mean", "delta", "low", "high", "p_value", "p_holm", "resolves", "says",
+)  # fmt: skip
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values that hold for all of them together (Holm, Scandinavian Journal of Statistics 6, 1979).
+
+    The i-th smallest of m is multiplied by m - i + 1, and none is less than one before it; NaN stays and counts not.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p == p)
+    out, least = [nan] * len(p_values), 0.0
+    for place, (p, i) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - place)))
+        out[i] = least
+    return out
+
+
+def compare_methods(
+    results: str | Path | pd.DataFrame, methods: Sequence[str] = (), heads: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Paired differences of erased models, first minus second, one row per pair of methods and headline.
+
+    Two models are compared where model, concept, attack, budget and settings are the same, on the images that both have
+    of the same prompt with the same noise (for an attack: that started from the same prompt). Rates: the paired
+    interval and the exact test by cluster (:mod:`erasebench.report.clusters`), McNemar's where each text is one image;
+    means: Student's interval and test. Several trainings are clusters too. ``p_holm`` is adjusted for all rows of the
+    table, ``resolves`` is half the interval: smaller differences these images cannot show.
+
+    Args:
+        results: a results folder, or its tidy scores.
+        methods: only these, ``uce`` or ``uce (recipe)``; all but the null method if none is named.
+        heads: only headlines with these heads, such as ``target``; all if none is named.
+
+    Raises:
+        FileNotFoundError: a folder without results.
+        ValueError: fewer than two methods to compare, or two runs with the same prompts and noise.
+    """
+    scores = results if isinstance(results, pd.DataFrame) else read_results(results, headlines=True)
+    rows = scores[
+        (scores.side == "erased") & (scores.status == "ok") & scores.role.isin(SHOWN) & (scores["head"] != "")
+    ]
+    rows = rows[rows.prompt_id.notna()]
+    rows = rows.assign(name=_names(rows))
+    rows = rows[rows.name.isin(methods) | rows.method.isin(methods)] if methods else rows[rows.method != NOTHING]
+    rows = rows[rows["head"].isin(heads)] if heads else rows
+    found: list[dict[str, Any]] = []
+    for place, part in rows.groupby([*CONTEST, *METRIC, "group", "head", "unit"], sort=True):
+        at = dict(zip((*CONTEST, *METRIC, "group", "head", "unit"), place, strict=True))
+        rate = bool(part.rate.eq(True).any() or (part.rate.isna().all() and part.value.isin((0.0, 1.0)).all()))
+        for first, second in combinations(sorted(part.name.unique()), 2):
+            found.append(at | _pair(part[part.name == first], part[part.name == second], first, second, rate))
+    if not found:
+        named = ", ".join(sorted(set(rows.name))) or "none"
+        raise ValueError(
+            f"two methods are needed to compare, with one model, concept, attack and settings; got {named}; name "
+            "others with method=A,B or leave the filters out"
+        )
+    better = scores.groupby("metric").higher_is_better.first()
+    table = pd.DataFrame(found).assign(p_holm=holm([one["p_value"] for one in found]))
+    table["says"] = [_sentence(row, better[row["metric"]]) for row in table.to_dict("records")]
+    return table[list(COLUMNS)]
+
+
+def _names(rows: pd.DataFrame) -> pd.Series[str]:
+    """The method, with its recipe where the table has several of it."""
+    several = rows.groupby("method").recipe.transform("nunique") > 1
+    return rows.method + (" (" + rows.recipe + ")").where(several, "")
+
+
+def _pair(one: pd.DataFrame, two: pd.DataFrame, first: str, second: str, rate: bool) -> dict[str, Any]:
+    keys = list(SAME)
+    for part in (one, two):
+        if part.duplicated(keys).any():
+            raise ValueError(
+                f"{part.name.iloc[0]} must have one image of a prompt and its noise; got two of "
+                f"{part[part.duplicated(keys)].prompt_id.iloc[0]}; name one seed with seed="
+            )
+    both = one.merge(two, on=keys, suffixes=("", "_b"))
+    a, b = both.value.to_numpy(float), both.value_b.to_numpy(float)
+    own = both.cluster.where(both.cluster != "", both.prompt_id + " " + both.seed.astype("string").fillna(""))
+    trained = pd.factorize(both.weights + " " + both.weights_b)[0]
+    ways = [pd.factorize(own)[0], trained][: 1 + (len(set(trained)) > 1)]
+    by = difference(a, b, rate, ways)
+    p = by["p_value"] if rate or not len(a) else max(clusters.mean_test(a - b, way) for way in ways)
+    return {
+        "first": first, "second": second, "n": len(a), "clusters": len(set(ways[0])), "trainings": len(set(trained)),
+        "first_mean": float(a.mean()) if len(a) else nan, "second_mean": float(b.mean()) if len(b) else nan,
+        "delta": by["delta"], "low": by["delta_low"], "high": by["delta_high"], "p_value": p,
+        "resolves": (by["delta_high"] - by["delta_low"]) / 2,
+    }  # fmt: skip
+
+
+def _sentence(row: dict[str, Any], higher_is_better: Any) -> str:
+    """What the row allows one to say."""
+    if row["low"] != row["low"]:
+        return "too few" if row["n"] else "nothing in common"
+    if not row["p_holm"] < 0.05:
+        return "not told apart"
+    ahead = row["delta"] > 0 if higher_is_better is True or higher_is_better is np.True_ else row["delta"] < 0
+    return f"{row['first'] if ahead else row['second']} is better"
+
+
+def lines(table: pd.DataFrame) -> list[list[str]]:
+    """The table as text cells, heads first: differences in points where the metric is in percent."""
+    varies = [name for name in (*CONTEST, "judge") if table[name].nunique() > 1 or name == "concept"]
+    out = [
+        [
+            *varies,
+            "measure",
+            "first",
+            "second",
+            "n",
+            "clusters",
+            "first",
+            "second",
+            "difference",
+            "p",
+            "p (Holm)",
+            "says",
+        ]
+    ]
+    for row in table.to_dict("records"):
+        unit = row["unit"]
+        values = [number(row[name], nan, nan, unit) for name in ("first_mean", "second_mean")]
+        by = number(row["delta"], row["low"], row["high"], unit, few=row["n"] > 1)
+        p = ["-" if q != q else f"{q:.3f}" if q >= 0.001 else "< 0.001" for q in (row["p_value"], row["p_holm"])]
+        names = [str(row[name]) for name in varies]
+        counts = [str(row["n"]), str(row["clusters"])]
+        out.append([*names, row["head"], row["first"], row["second"], *counts, *values, by, *p, row["says"]])
+    return out
