@@ -87,7 +87,7 @@ def geometry(model: networks.Contrastive, tok: CLIPTokenizer) -> dict[str, float
 
 
 @torch.inference_mode()
-def zero_shot(model: networks.Contrastive, tok: CLIPTokenizer, data: Path, each: int = 2) -> dict[str, float]:
+def zero_shot(model: networks.Contrastive, tok: CLIPTokenizer, data: Path, each: int = 1) -> dict[str, float]:
     """Accuracy over concepts x held-out sentences x ``each`` fresh real pictures, by name and by synonym."""
     art, g, rng = artwork.load(data), torch.Generator().manual_seed(910_000), random.Random(910_000)
     names, styles, places = list(world.things()), list(world.STYLES), list(world.BACKGROUNDS)
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the artwork (default: OUT/data)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--train", action="store_true", help="train the variants first, in OUT/study")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1298)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     data = args.data or args.out / "data"
