@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from erasebench.report.intervals import (
-    bootstrap_mean,
     clopper_pearson,
-    cluster_bootstrap,
     exact_paired,
     mcnemar,
     newcombe_paired,
@@ -51,9 +48,7 @@ def test_wilson_equals_scipy(n, share, confidence):
 
 
 def test_nothing_measured_has_no_interval():
-    assert all(
-        math.isnan(x) for x in (*wilson(0, 0), *newcombe_paired(0, 0, 0, 0), *bootstrap_mean([]), *bootstrap_mean([1]))
-    )
+    assert all(math.isnan(x) for x in (*wilson(0, 0), *newcombe_paired(0, 0, 0, 0), *exact_paired(0, 0, 0, 0)))
 
 
 IMPOSSIBLE = (
@@ -62,8 +57,6 @@ IMPOSSIBLE = (
     lambda: wilson(1, 2, 95),
     lambda: mcnemar(-1, 2),
     lambda: newcombe_paired(1, -2, 3, 4),
-    lambda: bootstrap_mean([0.0, math.nan]),
-    lambda: cluster_bootstrap([1.0], ["a", "b"]),
 )
 
 
@@ -142,39 +135,3 @@ def test_newcombe_covers_the_truth_as_often_as_it_says():
         low <= 0.2 <= high for low, high in (newcombe_paired(*t) for t in rng.multinomial(50, p, size=1000).tolist())
     ]
     assert 0.92 <= np.mean(covered) <= 0.99
-
-
-def test_bootstrap_equals_the_exact_distribution_of_resampled_means():
-    values = [0.0, 1.0, 4.0, 5.0]
-    means = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
-    assert bootstrap_mean(values, n=40_000) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.1)
-
-
-@quick
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40), st.randoms())
-def test_bootstrap_is_seeded_and_ignores_the_order(values, random):
-    interval = bootstrap_mean(values, n=200)
-    assert interval == bootstrap_mean(random.sample(values, len(values)), n=200)
-    slack = 1e-9 * max(map(abs, values))
-    assert min(values) - slack <= interval[0] <= interval[1] <= max(values) + slack
-
-
-def test_another_seed_draws_other_samples():
-    values = list(np.random.default_rng(1).normal(size=30))
-    assert bootstrap_mean(values, seed=0) != bootstrap_mean(values, seed=1)
-    assert bootstrap_mean(values) == pytest.approx(
-        stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval,
-        abs=0.05,
-    )
-
-
-def test_clusters_that_agree_inside_widen_the_interval():
-    values, clusters = [0.0] * 50 + [1.0] * 50 + [0.5] * 50, ["a"] * 50 + ["b"] * 50 + ["c"] * 50
-    alone, pooled = bootstrap_mean(values), cluster_bootstrap(values, clusters)
-    assert pooled[1] - pooled[0] > 3 * (alone[1] - alone[0])
-    assert cluster_bootstrap(values, range(150)) == alone
-
-
-def test_a_cluster_weighs_as_many_values_as_it_has():
-    means = cluster_bootstrap([1.0] * 99 + [0.0], ["big"] * 99 + ["small"], n=4000, confidence=0.4)
-    assert means == pytest.approx((0.99, 0.99))  # one of each is the commonest draw, and 99 of its 100 values are 1

@@ -1,18 +1,10 @@
-"""Intervals and tests: pure functions of numbers, each with its formula and source.
-
-Everything is deterministic: the resampling functions take a seed, and the order of their values does not matter.
-"""
+"""Intervals and tests of counts: pure functions of numbers, each with its formula and source."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import exp, lgamma, log, log1p, nan, sqrt
 from statistics import NormalDist
-
-import numpy as np
-
-_CHUNK = 1 << 22  # drawn indices held in memory at once
 
 
 def _check(successes: float, n: float, confidence: float) -> None:
@@ -195,99 +187,3 @@ def _beta_below(x: float, a: float, b: float) -> float:
         if abs(c * d - 1) < 1e-12:
             break
     return front * value
-
-
-def _check_finite(values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError("values must be finite; got NaN or infinity; leave out rows whose status is not ok")
-
-
-def _resamples(items: int, n: int, seed: int) -> Iterable[np.ndarray]:
-    """Indices of ``n`` resamples of so many items, a chunk [draws, items] at a time."""
-    if items * n <= _CHUNK // 8:
-        return (_few_resamples(items, n, seed),)
-    return _draw(items, n, seed)
-
-
-@lru_cache(maxsize=4)  # tables ask for the same few sizes over and over; at most 4 MB each
-def _few_resamples(items: int, n: int, seed: int) -> np.ndarray:
-    return np.concatenate(list(_draw(items, n, seed)))
-
-
-def _draw(items: int, n: int, seed: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    for start in range(0, n, per := max(1, _CHUNK // items)):
-        yield rng.integers(items, size=(min(per, n - start), items))
-
-
-def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def bootstrap_mean(
-    values: Sequence[float], seed: int = 0, n: int = 2000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron, Annals of Statistics 7, 1979).
-
-    Args:
-        values: finite numbers, any order.
-        seed: of the resampling.
-        n: resamples.
-        confidence: coverage in (0, 1).
-
-    Returns:
-        (low, high); (nan, nan) for fewer than two values, which say nothing about their spread.
-
-    Raises:
-        ValueError: a value that is not finite.
-
-    >>> bootstrap_mean([3.0, 1.0, 2.0]) == bootstrap_mean([1.0, 2.0, 3.0])
-    True
-    """
-    _check_confidence(confidence)
-    drawn = np.sort(np.asarray(values, dtype=float))
-    _check_finite(drawn)
-    if len(drawn) < 2:
-        return nan, nan
-    parts = _resamples(len(drawn), n, seed)
-    return _percentiles(np.concatenate([drawn[index].sum(1) / len(drawn) for index in parts]), confidence)
-
-
-def cluster_bootstrap(
-    values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0, n: int = 2000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean whose values come in clusters, e.g. prompts of several concepts.
-
-    Whole clusters are drawn with replacement, each mean is over all values drawn (Davison and Hinkley, Bootstrap
-    Methods and their Application, 1997, section 3.8): with few clusters the interval is wider than an ordinary one.
-
-    Args:
-        values: finite numbers.
-        clusters: the cluster of each value.
-        seed, n, confidence: as in :func:`bootstrap_mean`.
-
-    Returns:
-        (low, high); (nan, nan) for fewer than two clusters.
-
-    Raises:
-        ValueError: a value that is not finite, or lengths that differ.
-
-    >>> low, high = cluster_bootstrap([0, 0, 0, 1, 1, 1], [*"aaabbb"])
-    >>> (low, high)
-    (0.0, 1.0)
-    """
-    _check_confidence(confidence)
-    if len(values) != len(clusters):
-        raise ValueError(f"clusters must name one cluster per value; got {len(clusters)} for {len(values)} values")
-    _check_finite(np.asarray(values, dtype=float))
-    members: dict[Hashable, list[float]] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        members.setdefault(cluster, []).append(float(value))
-    if len(members) < 2:
-        return nan, nan
-    # sorted inside and among clusters, so that the order of the rows changes no digit
-    drawn = sorted((sum(sorted(m)), len(m)) for m in members.values())
-    sums, sizes = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn], dtype=float)
-    means = [sums[index].sum(1) / sizes[index].sum(1) for index in _resamples(len(drawn), n, seed)]
-    return _percentiles(np.concatenate(means), confidence)
