@@ -16,7 +16,8 @@ from erasebench.store.files import tensor_header
 from erasebench.types import Concept
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
-METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml") if path.stem != "checkpoint")
+FOR_ONE_MODEL = ("checkpoint", "oracle")  # weights of one model: tests of their own
+METHODS = sorted(p.stem for p in (conf_folder() / "method").glob("*.yaml") if p.stem not in FOR_ONE_MODEL)
 CROSS, SELF = r"\.attn2\.", r"\.attn1\."
 KEYS_AND_VALUES = r"\.attn2\.to_[kv]\.weight$"
 BUT_CROSS_AND_OUTER = r"^unet\.(?!conv_norm_out|conv_out|time_embedding)(?!.*\.attn2\.)"

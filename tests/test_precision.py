@@ -110,11 +110,11 @@ def plain_loss(pipe, unet, method, draws, autocast):
     return slow.mean_square(found, wanted)
 
 
-@pytest.mark.parametrize(("layers", "closeness"), [("xattn", 0.2), ("full", 0.02)])  # of losses of 5e-4 and 0.3
-def test_losses_and_gradients_are_no_farther_from_float32_than_plain_autocast(tiny_pipe, layers, closeness):
-    method, draw = ESD(steps=5, batch_size=4, layers=layers, autocast="cpu"), torch.Generator().manual_seed(1)
-    model = method.denoiser(tiny_pipe)
-    unets = [student(tiny_pipe, layers, half) for half in (model.half, None)]
+def distances(pipe, layers, closeness, seed):
+    """How far our gradient and that of plain autocast lie from float32's, relative to its length."""
+    method = ESD(steps=5, batch_size=4, layers=layers, autocast="cpu", seed=seed)
+    model, draw = method.denoiser(pipe), torch.Generator().manual_seed(seed)
+    unets = [student(pipe, layers, half) for half in (model.half, None)]
     with torch.no_grad():
         for one, other in zip(*(trained.values() for _, trained in unets), strict=True):
             one += 0.1 * torch.randn(one.shape, generator=draw) * one.shape[-1] ** -0.5
@@ -122,15 +122,22 @@ def test_losses_and_gradients_are_no_farther_from_float32_than_plain_autocast(ti
     draws = [method.draws(model, CAT, 3) for _ in range(3)]
     (half, weights), (whole, same) = unets
     losses = [method.loss(model, half, draws[0])]
-    losses += [plain_loss(tiny_pipe, whole, method, d, cast) for d, cast in zip(draws[1:], (True, False), strict=True)]
+    losses += [plain_loss(pipe, whole, method, d, cast) for d, cast in zip(draws[1:], (True, False), strict=True)]
     gradients = [
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))])
         for loss, leaves in zip(losses, (weights, same, same), strict=True)
     ]
     assert {g.dtype for g in gradients} == {loss.dtype for loss in losses} == {torch.float32}
     torch.testing.assert_close(losses[0], losses[2], rtol=closeness, atol=0)
-    ours, plain = (float((g - gradients[2]).norm() / gradients[2].norm()) for g in gradients[:2])
-    assert 0 < ours < 1.5 * plain < 0.2
+    return [float((g - gradients[2]).norm() / gradients[2].norm()) for g in gradients[:2]]
+
+
+@pytest.mark.parametrize(("layers", "closeness"), [("xattn", 0.2), ("full", 0.02)])  # of losses of 5e-4 and 0.3
+def test_losses_and_gradients_are_no_farther_from_float32_than_plain_autocast(tiny_pipe, layers, closeness):
+    """Over several draws: of one alone the ratio is anything from 0.7 to 1.7, as processors round differently."""
+    found = torch.tensor([distances(tiny_pipe, layers, closeness, seed) for seed in range(1, 7)])
+    ours, plain = found.square().mean(0).sqrt().tolist()
+    assert 0 < ours < 1.3 * plain < 0.2
 
 
 def test_no_cast_of_a_trained_weight_outlives_its_drawing(tiny_pipe):
