@@ -17,6 +17,7 @@ from erasebench import preflight, progress, several
 from erasebench.building import build
 from erasebench.cell import Cell, Result, plan
 from erasebench.protocols import Attack, Evaluator, Judge, Method
+from erasebench.recording import record
 from erasebench.report import tables
 from erasebench.store.files import locate
 from erasebench.types import Concept, Prompt, joint
@@ -78,7 +79,7 @@ def run(cfg: DictConfig) -> Result:
     models = {"original": (original, cell.model_hash), "erased": (erased, key)}
     images = steps.draw(cell, models, parts.prompts + found)
     scores = steps.score(cell, parts.evaluators, images)
-    return steps.record(cell, scores, images, parts.attack, parts.evaluators)
+    return record(cell, scores, images, parts.attack, parts.judge, parts.evaluators)
 
 
 def build_parts(cell: Cell) -> Parts:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from erasebench import steps
+from erasebench import recording
 from erasebench.report import budget
 from erasebench.report.budget import success_by_budget
 from erasebench.report.intervals import wilson
@@ -112,15 +112,15 @@ def test_a_run_record_sums_what_was_spent_and_leaves_curves_out():
         prompt(0, [True], queries=1, seconds=1.5, **same),
         prompt(1, [False, True], queries=2, seconds=2.5, **same),
     ]
-    record = steps._budget(found)
+    record = recording.spent(found)
     assert record == {
         "prompts": 2, "distinct_texts": 1, "queries": 3, "seconds": 4.0, "steps": 3, "share_success": 1.0,
         "gradient": 0.5,
     }  # fmt: skip
     texts = [Prompt(id=str(i), text=t, group="attack", info={"evaluations": 5}) for i, t in enumerate("aab")]
-    assert steps._budget(texts)["evaluations"] == 10  # prompts with one text share a search
+    assert recording.spent(texts)["evaluations"] == 10  # prompts with one text share a search
     odd = [
         Prompt(id=str(i), text=str(i), group="attack", info=n) for i, n in enumerate([{"a": "x"}, {"a": "y", "b": 1}])
     ]
-    assert steps._budget(odd) == {"prompts": 2, "distinct_texts": 2, "b": 1}
-    assert steps._budget([Prompt(id="t", text="t")]) == {}
+    assert recording.spent(odd) == {"prompts": 2, "distinct_texts": 2, "b": 1}
+    assert recording.spent([Prompt(id="t", text="t")]) == {}

@@ -28,6 +28,7 @@ def closing(result: Any) -> str:
     lines = ["", head, when, "", *table(summary), ""]
     lines += [f"! {flag['flag']}: {flag['message']} {flag['what_to_do']}" for flag in record["flags"]]
     lines += [
+        *([f"judge   {judge['name']}: {judge['about']}"] if (judge := record.get("judge")) else []),
         f"grid    {result.folder / 'grid.png'}",
         f"tables  {result.folder}/{{scores.parquet, summary.csv, run.json}}",
     ]

@@ -1,0 +1,122 @@
+"""The last step of a run: write its tables, pictures, flags and, last, ``run.json``. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from erasebench.cell import Cell, Result
+from erasebench.protocols import Attack, Evaluator, Judge
+from erasebench.report import budget, checks, tables
+from erasebench.report.contact_sheet import contact_sheet
+from erasebench.report.verdicts import verdicts
+from erasebench.store import provenance
+from erasebench.store.files import replacing
+from erasebench.store.images import ImageSet
+from erasebench.types import Prompt, Score
+
+
+def record(
+    cell: Cell,
+    scores: Mapping[str, list[Score]],
+    images: Mapping[str, ImageSet],
+    attack: Attack,
+    judge: Judge,
+    evaluators: Mapping[str, Evaluator],
+) -> Result:
+    """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
+    names, config = cell.names, cell.config
+    labels: dict[str, Any] = {
+        **names,
+        "access": attack.access,
+        "strength": attack.strength,
+        "control": getattr(attack, "control", False),
+    }
+    facts: dict[str, Any] = {
+        "run": cell.key,
+        "cell": labels,
+        "versions": {name: e.version for name, e in evaluators.items()},
+        "headlines": {name: getattr(e, "headlines", ()) for name, e in evaluators.items()},
+    }
+    frame = pd.concat(
+        tables.scores_frame(rows, side=side, prompts=images[side].prompts, weights=images[side].key, **facts)
+        for side, rows in scores.items()
+    )
+    path = tables.write_scores(cell.folder / "scores.parquet", frame)
+    frame = tables.read_scores(path)
+    summary = tables.summarise(frame)
+    searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
+    own = {e.judge.name for e in evaluators.values() if hasattr(e, "judge")}
+    unsafe = any(node.get("kind") == "unsafe" for node in cell.concepts)
+    flags = [
+        *checks.flags(frame, summary, None if unsafe else own),
+        *checks.search_flags(searched),
+        *checks.erasure_flags(cell.steps["erase"]),
+    ]
+    flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
+    tables.write_csv(cell.folder / "summary.csv", summary)
+    blur = config["model"]["blur_unsafe"] and unsafe
+    with replacing(cell.folder / "grid.png") as work:
+        said = {side: verdicts(frame, side) for side in images}
+        contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
+    budget.write(cell.folder, images["erased"].prompts, cell.title, attack=names["attack"], control=labels["control"])
+    run = {
+        "key": cell.key,
+        "identity": json.loads(json.dumps(cell.identity)),
+        "model_hash": cell.model_hash,
+        "config": config,
+        "judge": {"name": judge.name, "about": str(getattr(judge, "about", ""))},
+        "attack": spent(images["original"].prompts),
+        "flags": flags,
+        "steps": cell.steps,
+        **provenance.record(),
+    }
+    with replacing(cell.folder / "run.json") as work:
+        work.write_text(json.dumps(run, indent=1, default=str), encoding="utf-8")
+    return Result(cell.folder, frame, summary, run, False)
+
+
+def _siblings(cell: Cell) -> list[pd.DataFrame]:
+    """Scores of the other attacks on the same model, concept and method with this seed, as far as they were run."""
+    seed, attacks = cell.folder.name, cell.folder.parent
+    found = []
+    for path in sorted(attacks.parent.glob(f"*/{seed}/scores.parquet")):
+        if path.parent.parent != attacks:
+            try:
+                found.append(tables.read_scores(path))
+            except (OSError, ValueError):  # half-written by another process: its own record will compare
+                continue
+    return found
+
+
+SPENT = ("evaluations", "queries", "forward", "backward", "seconds")  # of an attack's info: summed over its searches
+
+
+def spent(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What the attack spent and found over all its prompts: sums of counts, shares of flags, settings as they are.
+
+    Curves stay with the prompts. Prompts with one text share a search, unless each has a curve of its own.
+    """
+    attacked = [p for p in prompts if p.group == "attack"]
+    if not attacked:
+        return {}
+    texts = {p.text: p.info for p in attacked}
+    infos = [p.info for p in attacked] if any("curve" in p.info for p in attacked) else list(texts.values())
+    out: dict[str, Any] = {"prompts": len(attacked), "distinct_texts": len(texts)}
+    for name in dict.fromkeys(name for info in infos for name in info):
+        values = [info[name] for info in infos if name in info]
+        numbers = [v for v in values if isinstance(v, int | float)]
+        if any(isinstance(v, list | dict) for v in values):
+            continue
+        if all(isinstance(v, bool) for v in values):
+            out[f"share_{name}"] = sum(values) / len(values)
+        elif name in SPENT:
+            out[name] = sum(numbers)
+        elif all(v == values[0] for v in values):
+            out[name] = values[0]
+        elif numbers:
+            out[f"mean_{name}"] = sum(numbers) / len(numbers)
+    return out
