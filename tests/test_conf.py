@@ -37,6 +37,14 @@ def test_every_attack_composes_and_builds_on_every_model(model, attack):
         instantiate(cfg.attack, _convert_="all")
 
 
+@pytest.mark.parametrize("concept", ["cat", "ink"])
+@pytest.mark.parametrize("model", ["emoji", "emoji2"])
+def test_every_embedded_model_brings_texts_for_concept_vectors(model, concept):
+    cfg = config(f"model={model}", f"concept={concept}", "attack=ringabell")
+    assert not OmegaConf.missing_keys(cfg.attack)
+    assert instantiate(cfg.attack, _convert_="all").vector.pairs
+
+
 @pytest.mark.parametrize("concept", options("concept"))
 def test_every_concept_builds_under_its_own_name(concept):
     assert instantiate(config(f"concept={concept}").concept, _convert_="all").name == concept
