@@ -139,13 +139,13 @@ def _text(value: Any) -> str:
 
 
 def folder_name(label: str) -> str:
-    """A label as a folder that no shell mangles: ``uce[lamb=5]`` -> ``uce,lamb=5``; what is lost is told by a hash.
+    """A label as a folder that neither a shell nor Hydra reads anything into; what is lost is told by a hash.
 
-    >>> folder_name("uce[lamb=5,preserve=[dog,fox]]"), folder_name("cat+dog")
-    ('uce,lamb=5,preserve=dog,fox', 'cat+dog')
+    >>> folder_name("uce[lamb=0.1,epochs=2]"), folder_name("cat+dog")
+    ('uce@lamb-0.1@epochs-2', 'cat+dog')
     """
-    text = label.replace("[", ",", 1).replace("[", "").replace("]", "")
-    plain = re.sub(r"[^\w.,=+@-]", "-", text)
+    text = label.replace("[", "@", 1).replace("[", "").replace("]", "").replace(",", "@").replace("=", "-")
+    plain = re.sub(r"[^\w.+@-]", "-", text)
     if plain != text or len(plain) > 120:
         plain = f"{plain[:100]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
     return plain

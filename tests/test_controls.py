@@ -217,7 +217,7 @@ def test_controls_are_black_box_and_searched_for_each_method(tmp_path):
     plain, edited = cell("method=none"), cell("method=uce")
     folders = {r.record["steps"]["attack"]["folder"] for r in (plain, edited)}
     assert len(folders) == 2 and set(edited.scores.access) == {"queries"}
-    files = ["budget.csv", "budget.png", "grid.png", "run.json", "scores.parquet", "summary.csv"]
+    files = ["budget.csv", "budget.pdf", "budget.png", "grid.png", "run.json", "scores.parquet", "summary.csv"]
     assert sorted(p.name for p in edited.folder.iterdir()) == files
     spent = edited.record["attack"]
     assert spent["prompts"] == 4 <= spent["queries"] <= 12 and spent["forward"] == spent["queries"] * 4

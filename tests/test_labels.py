@@ -40,25 +40,25 @@ def job():
         (
             ["method=uce", "method.lamb=5"],
             {"method": "uce[lamb=5]", "recipe": "uce_emoji changed"},
-            "cat/uce,lamb=5/none",
+            "cat/uce@lamb-5/none",
         ),
         (
             ["method=uce", "recipe=paper", "method.lamb=1e-300"],
             {"method": "uce[lamb=1e-300]", "recipe": "paper changed"},
-            "cat/uce,lamb=1e-300-paper/none",
+            "cat/uce@lamb-1e-300-paper/none",
         ),
-        (["method=esd_x", "model.steps=7"], {"method": "esd_x", "settings": "steps=7"}, "cat/esd_x/none@steps=7"),
+        (["method=esd_x", "model.steps=7"], {"method": "esd_x", "settings": "steps=7"}, "cat/esd_x/none@steps-7"),
         (
             ["method=uce", "method.lamb=5", "name=mine"],
             {"method": "mine", "recipe": "uce_emoji changed"},
             "cat/mine/none",
         ),
-        (["method=none", "concept.anchor=dog"], {"concept": "cat[anchor=dog]"}, "cat,anchor=dog/none/none"),
+        (["method=none", "concept.anchor=dog"], {"concept": "cat[anchor=dog]"}, "cat@anchor-dog/none/none"),
         (["method=none", "concept=sun", "also=[dog]"], {"concept": "sun+dog"}, "sun+dog/none/none"),
         (
             ["method=none", "attack=reseed", "attack.queries=3"],
             {"attack": "reseed[queries=3]", "budget": "reseed_emoji changed"},
-            "cat/none/reseed,queries=3",
+            "cat/none/reseed@queries-3",
         ),
         (
             ["method=none", "attack=reseed", "budget=paper"],
@@ -70,8 +70,8 @@ def job():
             {"settings": ""},
             "cat/none/none",
         ),  # more or fewer prompts: the same row
-        (["method=none", "prompts=photo"], {"settings": "prompts=photo"}, "cat/none/none@prompts=photo"),
-        (["method=none", "judge=clip"], {"settings": "judge=clip"}, "cat/none/none@judge=clip"),
+        (["method=none", "prompts=photo"], {"settings": "prompts=photo"}, "cat/none/none@prompts-photo"),
+        (["method=none", "judge=clip"], {"settings": "judge=clip"}, "cat/none/none@judge-clip"),
         (["method=none", "model.batch_size=3", "seed=4"], {"settings": ""}, "cat/none/none"),
     ],
 )
@@ -119,14 +119,14 @@ def test_many_changes_are_counted_and_told_apart():
 
 
 def test_a_run_is_found_by_its_plain_names(tmp_path):
-    for name in ("none@steps=2", "ringabell"):
-        folder = tmp_path / "runs" / "emoji" / "cat" / "uce,lamb=5" / name / "seed0"
+    for name in ("none@steps-2", "ringabell"):
+        folder = tmp_path / "runs" / "emoji" / "cat" / "uce@lamb-5" / name / "seed0"
         folder.mkdir(parents=True)
         (folder / "run.json").write_text("{}")
     plain = tmp_path / "runs" / "emoji" / "cat" / "uce"
-    assert find_run(plain / "none" / "seed0").parent.name == "none@steps=2"
+    assert find_run(plain / "none" / "seed0").parent.name == "none@steps-2"
     assert find_run(plain / "none" / "seed1") == plain / "none" / "seed1"
-    (tmp_path / "runs" / "emoji" / "cat" / "uce,lamb=7" / "none" / "seed0").mkdir(parents=True)
-    (tmp_path / "runs" / "emoji" / "cat" / "uce,lamb=7" / "none" / "seed0" / "run.json").write_text("{}")
+    (tmp_path / "runs" / "emoji" / "cat" / "uce@lamb-7" / "none" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "emoji" / "cat" / "uce@lamb-7" / "none" / "seed0" / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="must name one run; got 2"):
         find_run(plain / "none" / "seed0")

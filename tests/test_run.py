@@ -53,7 +53,7 @@ def command(results: Path, *overrides: str, **options):
 
 def test_a_cell_leaves_exactly_its_four_files_and_is_read_the_second_time(tmp_path):
     first = cell(tmp_path, "method=uce")
-    assert first.folder == tmp_path / "runs/emoji/cat/uce/none@steps=3/seed0"
+    assert first.folder == tmp_path / "runs/emoji/cat/uce/none@steps-3/seed0"
     assert sorted(p.name for p in first.folder.iterdir()) == ["grid.png", "run.json", "scores.parquet", "summary.csv"]
     assert not first.cached
     frame = pd.read_parquet(first.folder / "scores.parquet")
@@ -88,7 +88,7 @@ def test_methods_share_the_original_model_s_images_and_the_literal_recipe_has_it
     literal = cell(tmp_path, "method=uce", "recipe=paper")
     assert literal.folder.parts[-3] == "uce-paper" and set(literal.scores.recipe) == {"paper"}
     base = second.scores[second.scores.side == "original"].value.to_numpy()
-    none = tables.read_scores(tmp_path / "runs/emoji/cat/none/none@steps=3/seed0/scores.parquet")
+    none = tables.read_scores(tmp_path / "runs/emoji/cat/none/none@steps-3/seed0/scores.parquet")
     np.testing.assert_array_equal(none[none.side == "erased"].value, none[none.side == "original"].value)
     np.testing.assert_array_equal(none[none.side == "original"].value, base)
 

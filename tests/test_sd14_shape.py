@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from erasebench import diffusion
+from erasebench.report.runs import find_run
 from erasebench.types import Concept, Prompt, Verdict
 
 REPO = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path, method)
         timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = tmp_path / "runs/sd14/church" / method / "ringabell/seed0"
+    folder = find_run(tmp_path / "runs/sd14/church" / method / "ringabell/seed0")
     scores = pd.read_parquet(folder / "scores.parquet")
     assert set(scores.group) == {"target", "attack"} and set(scores.recipe) == {"paper"}
     record = json.loads((folder / "run.json").read_text())

@@ -41,7 +41,7 @@ class Run:
 def find_run(path: str | Path) -> Path:
     """The folder of a run, or a file, as given; else the one run whose folders begin with the names given.
 
-    So ``results/runs/emoji/cat/uce/none/seed0`` finds ``.../cat/uce/none@steps=5/seed0`` where it is the only one.
+    So ``results/runs/emoji/cat/uce/none/seed0`` finds ``.../cat/uce/none@steps-5/seed0`` where it is the only one.
 
     Raises:
         ValueError: several runs have these names; they are listed.
@@ -52,7 +52,7 @@ def find_run(path: str | Path) -> Path:
     *above, model, concept, method, attack, seed = path.parts
     found = [Path(*above)]
     for word in (model, concept, method, attack, seed):
-        begins = re.compile(re.escape(word) + r"([,@].*|-paper.*)?")
+        begins = re.compile(re.escape(word) + r"(@.*|-paper.*)?")
         found = [p for f in found if f.is_dir() for p in sorted(f.iterdir()) if begins.fullmatch(p.name)]
     found = [p for p in found if (p / "run.json").is_file()]
     if len(found) > 1:
