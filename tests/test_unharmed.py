@@ -61,3 +61,9 @@ def test_work_on_a_fork_is_no_harm(make_pipe):
             layer.weight = torch.nn.Parameter(layer.weight * 0.5, requires_grad=False)
         _ = [*diffusion.generate(erased, [], steps=1)]
     assert steps._pipes.pop("model") is pipe
+
+
+def test_what_transformers_hangs_on_for_its_own_recording_is_no_harm(make_xl_pipe):
+    pipe = make_xl_pipe()
+    with steps._unharmed("method mine", pipe):
+        diffusion.encode(pipe, ["a cat"])

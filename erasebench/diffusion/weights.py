@@ -169,8 +169,13 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _hooked(part: nn.Module) -> list[str]:
-    """Modules with a forward hook, which changes images as weights do."""
-    return [name for name, module in part.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    """Modules with a forward hook, which changes images as weights do; transformers' own, which only record, apart."""
+    return [
+        name
+        for name, module in part.named_modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("transformers.")
+    ]
 
 
 def _config(part: Any) -> dict[str, Any]:
