@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# package -> the extra of this project that installs it
+EXTRAS = {"nudenet": "nudenet", "torchmetrics": "fid", "torch_fidelity": "fid", "onnxruntime": "nudenet"}
+
 
 def build(config: Any) -> Any:
     """Instantiate a config node; the error of the object itself is raised, not Hydra's wrapping of it."""

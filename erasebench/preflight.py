@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from erasebench.building import missing_packages
+from erasebench.building import EXTRAS, missing_packages
 from erasebench.cell import DRAWING
 from erasebench.progress import duration
 from erasebench.store.files import locate
@@ -27,7 +27,6 @@ FILES = ("path", "run", "weights", "folder", "reference_file", "pool", "labels")
 SUFFIXES = (".csv", ".parquet", ".json", ".npy", ".safetensors", ".onnx", ".txt", ".bin", ".pt", ".pth", ".ckpt")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")  # an id of the model hub
 LEAST = 50 * 2**20  # bytes on the disk below which nothing is begun
-EXTRAS = {"nudenet": "nudenet", "torch_fidelity": "fid", "torchmetrics": "fid"}
 
 
 class Missing(FileNotFoundError):

@@ -29,24 +29,8 @@ def record(
 ) -> Result:
     """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
     names, config = cell.names, cell.config
-    labels: dict[str, Any] = {
-        **names,
-        "access": attack.access,
-        "strength": attack.strength,
-        "control": getattr(attack, "control", False),
-    }
-    facts: dict[str, Any] = {
-        "run": cell.key,
-        "cell": labels,
-        "versions": {name: e.version for name, e in evaluators.items()},
-        "headlines": {name: getattr(e, "headlines", ()) for name, e in evaluators.items()},
-    }
-    frame = pd.concat(
-        tables.scores_frame(rows, side=side, prompts=images[side].prompts, weights=images[side].key, **facts)
-        for side, rows in scores.items()
-    )
-    path = tables.write_scores(cell.folder / "scores.parquet", frame)
-    frame = tables.read_scores(path)
+    table = _table(cell, scores, images, attack, evaluators)
+    frame = tables.read_scores(tables.write_scores(cell.folder / "scores.parquet", table))
     summary = tables.summarise(frame)
     searched = [p.info for p in images["erased"].prompts if p.group == "attack"]
     own = {e.judge.name for e in evaluators.values() if hasattr(e, "judge")}
@@ -62,7 +46,7 @@ def record(
     with replacing(cell.folder / "grid.png") as work:
         said = {side: verdicts(frame, side) for side in images}
         contact_sheet(images, title=cell.title, verdicts=said, blur=blur).save(work, format="PNG")
-    budget.write(cell.folder, images["erased"].prompts, cell.title, attack=names["attack"], control=labels["control"])
+    budget.write(cell.folder, images["erased"].prompts, cell.title, attack=names["attack"], control=attack.control)
     run = {
         "key": cell.key,
         "identity": json.loads(json.dumps(cell.identity)),
@@ -77,6 +61,27 @@ def record(
     with replacing(cell.folder / "run.json") as work:
         work.write_text(json.dumps(run, indent=1, default=str), encoding="utf-8")
     return Result(cell.folder, frame, summary, run, False)
+
+
+def _table(
+    cell: Cell,
+    scores: Mapping[str, list[Score]],
+    images: Mapping[str, ImageSet],
+    attack: Attack,
+    evaluators: Mapping[str, Evaluator],
+) -> pd.DataFrame:
+    """The scores of both sides as tidy rows, with what cell, attack and evaluators say of themselves."""
+    declared = {"access": attack.access, "strength": attack.strength, "control": attack.control}
+    facts: dict[str, Any] = {
+        "run": cell.key,
+        "cell": {**cell.names, **declared},
+        "versions": {name: e.version for name, e in evaluators.items()},
+        "headlines": {name: e.headlines for name, e in evaluators.items()},
+    }
+    return pd.concat(
+        tables.scores_frame(rows, side=side, prompts=images[side].prompts, weights=images[side].key, **facts)
+        for side, rows in scores.items()
+    )
 
 
 def _siblings(cell: Cell) -> list[pd.DataFrame]:

@@ -7,15 +7,17 @@ import re
 import sys
 import traceback
 
+from erasebench.building import EXTRAS
+
 BUG = "this looks like a fault of erasebench; please report it with the lines above and the command that was given"
 STOPPED = "stopped; what was finished is stored, and the same command goes on from there"
+
 NETWORK = ("httpx", "httpcore", "huggingface_hub", "requests", "urllib3")
 CAUSED = (ValueError, TypeError, KeyError, OSError, ArithmeticError, ImportError, MemoryError, EOFError)
 DEVICE = re.compile(
     r"CUDA|cuda|device string|No HIP|NVIDIA|MPS backend|Invalid device|device type|device ordinal|not linked with"
 )
 BAD_FILE = re.compile(r"onnx|protobuf|safetensors|header|truncated|PytorchStreamReader", re.IGNORECASE)
-EXTRAS = {"nudenet": "nudenet", "torchmetrics": "fid", "torch_fidelity": "fid", "onnxruntime": "nudenet"}
 
 
 def traceback_wanted() -> bool:
