@@ -38,7 +38,7 @@ def missing_packages(config: Any) -> list[str]:
 
     Read off their source, so that nothing is imported for it and a finished run is still found in a second.
     """
-    wanted = dict.fromkeys(package for target in _targets(config) for package in _needs(target))
+    wanted = dict.fromkeys(package for target in _targets(config) for package in declared(target, "needs") or ())
     return [package for package in wanted if importlib.util.find_spec(package) is None]
 
 
@@ -52,16 +52,21 @@ def _targets(config: Any) -> Iterator[str]:
             yield from _targets(value)
 
 
-def _needs(target: str) -> tuple[str, ...]:
+def declared(target: str, fact: str) -> Any:
+    """A literal that the class of a ``_target_`` assigns to a name in its body, None where it does not; not imported.
+
+    >>> declared("erasebench.judges.inception.Inception", "needs")
+    ('torch_fidelity', 'torchmetrics')
+    """
     module, _, name = target.rpartition(".")
     try:
         spec = importlib.util.find_spec(module)
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8")) if spec and spec.origin else ast.Module([], [])
     except (ImportError, ValueError, OSError, SyntaxError):
-        return ()  # building it will say what is wrong
+        return None  # building it will say what is wrong
     body = [line for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name for line in node.body]
     for line in body:
         named = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
-        if getattr(named, "id", "") == "needs" and (value := getattr(line, "value", None)) is not None:
-            return tuple(ast.literal_eval(value))
-    return ()
+        if getattr(named, "id", "") == fact and (value := getattr(line, "value", None)) is not None:
+            return ast.literal_eval(value)
+    return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from erasebench.building import EXTRAS, missing_packages
+from erasebench.building import EXTRAS, declared, missing_packages
 from erasebench.cell import DRAWING
 from erasebench.progress import duration
 from erasebench.store.files import locate
@@ -116,11 +116,12 @@ def _files(key: str, node: Mapping[str, Any]) -> Iterator[Need]:
     for name, value in node.items():
         where = f"{key}.{name}" if key else str(name)
         if name == "pretrained" and isinstance(value, str) and not _looks_like_file(value):
-            what = f"{node.get('model', '')} {value}".strip()
-            yield Need(where, what, "download", False, "open_clip fetches it on first use")
+            what, there = f"{node.get('model', '')} {value}".strip(), _clip_cached(str(node.get("model")), value)
+            yield Need(where, what, "download", there, "open_clip fetches it on first use")
         if name == "weights" and value is None:
-            what = f"weights of {node.get('_target_', key)}"
-            yield Need(where, what, "download", False, f"fetched on first use; or {where}=FILE")
+            target = str(node.get("_target_", key))
+            there = _torch_cached(declared(target, "fetched"))
+            yield Need(where, f"weights of {target}", "download", there, f"fetched on first use; or {where}=FILE")
         if name not in FILES or not isinstance(value, str) or value.startswith("http"):
             continue
         if not _looks_like_file(value) and name not in ("path", "run"):
@@ -156,6 +157,21 @@ def _cached(name: str, revision: str | None) -> bool:
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     return (cache / f"models--{name.replace('/', '--')}" / "snapshots" / (revision or "")).is_dir()
+
+
+def _clip_cached(model: str, tag: str) -> bool:
+    """Whether the model hub's cache on this machine holds weights of open_clip."""
+    try:
+        from open_clip import get_pretrained_cfg
+    except ImportError:  # building the model says so
+        return False
+    return _cached(get_pretrained_cfg(model, tag).get("hf_hub", "").rstrip("/"), None)
+
+
+def _torch_cached(file: str | None) -> bool:
+    """Whether torch's own cache of downloads holds a file."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
+    return bool(file) and (Path(home).expanduser() / "hub" / "checkpoints" / str(file)).is_file()
 
 
 def _package(group: str, package: str) -> Need:

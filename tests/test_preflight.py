@@ -18,6 +18,11 @@ def config():
         return OmegaConf.to_container(cfg, resolve=True)
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
 def changed(config, tmp_path, **nodes):
     return {**config, "results": str(tmp_path), "model": {**config["model"], "device": "cpu"}, **nodes}
 
@@ -48,6 +53,24 @@ def test_each_missing_thing_has_a_line_and_downloads_only_where_there_is_no_netw
     with pytest.raises(preflight.Missing, match="; also: ") as error:
         preflight.check(bad)
     assert "\n" not in str(error.value) and len(error.value.lines) >= 3
+
+
+def test_weights_fetched_before_are_there(config, tmp_path, monkeypatch):
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    clip = {"_target_": "erasebench.judges.clip.OpenClip", "model": "ViT-L-14", "pretrained": "openai"}
+    features = {"_target_": "erasebench.judges.inception.Inception", "weights": None}
+    nodes = {"judge": clip, "evaluator": {"fid": features}}
+    found = [n for n in preflight.needs(changed(config, tmp_path, **nodes)) if n.kind == "download"]
+    assert [n.there for n in found] == [False] * 3  # the model, too
+    (tmp_path / "models--timm--vit_large_patch14_clip_224.openai" / "snapshots" / "0").mkdir(parents=True)
+    weights = tmp_path / "hub" / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    found = [n for n in preflight.needs(changed(config, tmp_path, **nodes)) if n.kind == "download"]
+    assert [n.there for n in found] == [False, True, True]
 
 
 def test_a_full_disk_and_a_device_that_is_not_there_are_missing_things(config, tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ class Inception:
     """
 
     needs: ClassVar[tuple[str, ...]] = ("torch_fidelity", "torchmetrics")
+    fetched: ClassVar[str] = "weights-inception-2015-12-05-6726825d.pth"  # name of the download in torch's cache
 
     antialias: bool = True
     weights: str | None = None
