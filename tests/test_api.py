@@ -15,6 +15,7 @@ FEW = {"target": 2, "paraphrase": 0, "neighbour": 2, "unrelated": 0, "coco": 0}
 SMALL = {"evaluator": ["classifier"], "prompts.n": FEW, "model.steps": 2}
 
 
+@pytest.mark.slow
 def test_a_run_is_named_and_stored_as_on_the_command_line(tmp_path):
     job = HydraConfig.instance().cfg
     first = erasebench.run(method="none", concept="sun", results=tmp_path, **SMALL)

@@ -430,6 +430,7 @@ def test_what_headers_could_not_tell_is_refused_while_erasing(tiny_pipe, make_pi
         erase(tmp_path / "v", tiny_pipe)
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_path):
     from erasebench.store.files import locate
 
@@ -446,6 +447,7 @@ def test_a_run_takes_the_checkpoints_name_and_sees_when_the_file_changes(tmp_pat
     assert not second.cached and second.record["steps"]["erase"]["key"] != first.record["steps"]["erase"]["key"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_checkpoint_that_changes_nothing_is_flagged_and_the_null_method_is_not(tmp_path):
     from erasebench.store.files import locate
 

@@ -20,21 +20,26 @@ def config(*overrides: str):
         return compose("config", list(overrides))
 
 
-@pytest.mark.parametrize("model", options("model"))
-@pytest.mark.parametrize("method", options("method"))
-def test_every_method_composes_and_builds_on_every_model(model, method):
-    cfg = config(f"model={model}", f"method={method}")
+def combinations() -> list[object]:
+    """Every method and every attack on every model, and every concept on one, in as few compositions as cover them."""
+    attacks, methods, concepts = options("attack"), options("method"), options("concept")
+    default = config().model.name
+    made = []
+    for model in options("model"):
+        for i in range(max(len(attacks), len(methods), len(concepts) if model == default else 0)):
+            chosen = [group[i % len(group)] for group in (attacks, methods, concepts)]
+            made.append(pytest.param(model, *chosen, marks=[] if model == default else [pytest.mark.slow]))
+    return made
+
+
+@pytest.mark.parametrize(("model", "attack", "method", "concept"), combinations())
+def test_every_method_attack_and_concept_composes_and_builds_on_every_model(model, attack, method, concept):
+    cfg = config(f"model={model}", f"attack={attack}", f"method={method}", f"concept={concept}")
     OmegaConf.to_container(cfg, resolve=True)
     instantiate(cfg.method, _convert_="all")
-
-
-@pytest.mark.parametrize("model", options("model"))
-@pytest.mark.parametrize("attack", options("attack"))
-def test_every_attack_composes_and_builds_on_every_model(model, attack):
-    cfg = config(f"model={model}", f"attack={attack}")
-    OmegaConf.to_container(cfg, resolve=True)
     if not OmegaConf.missing_keys(cfg.attack):
         instantiate(cfg.attack, _convert_="all")
+    assert instantiate(cfg.concept, _convert_="all").name == concept
 
 
 @pytest.mark.parametrize("concept", ["cat", "ink"])
@@ -43,11 +48,6 @@ def test_every_embedded_model_brings_texts_for_concept_vectors(model, concept):
     cfg = config(f"model={model}", f"concept={concept}", "attack=ringabell")
     assert not OmegaConf.missing_keys(cfg.attack)
     assert instantiate(cfg.attack, _convert_="all").vector.pairs
-
-
-@pytest.mark.parametrize("concept", options("concept"))
-def test_every_concept_builds_under_its_own_name(concept):
-    assert instantiate(config(f"concept={concept}").concept, _convert_="all").name == concept
 
 
 def test_the_embedded_model_takes_its_own_recipe_and_the_paper_s_is_one_override_away():

@@ -104,6 +104,7 @@ def test_each_control_equals_a_loop_over_one_prompt_at_a_time(control, pipe64):
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=names)
+@pytest.mark.slow
 def test_the_batch_changes_nothing(control, pipe64):
     whole = what_matters(attack(with_(control, batch_size=64), pipe64))
     for size in (1, 3):
@@ -165,6 +166,7 @@ def test_a_failed_image_is_neither_a_score_nor_a_success(pipe64, monkeypatch):
     assert not found.info["pre"] and found.seed != 0
 
 
+@pytest.mark.slow
 def test_reseed_keeps_the_text_and_best_of_n_takes_only_plain_ones(pipe64):
     never = Judge(threshold=2)
     given = prompts(4)

@@ -151,6 +151,7 @@ def test_the_choice_follows_the_logits():
     torch.testing.assert_close(counts, logits.exp(), rtol=0, atol=0.03)
 
 
+@pytest.mark.slow
 def test_preserving_keeps_what_is_preserved(tiny_pipe):
     """The adversarial words' answers stay nearer to the original's with the preserving term than without it."""
 

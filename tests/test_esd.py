@@ -131,6 +131,7 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_pipe, tmp_path, monkeypat
     assert not changed_tensors(whole, resumed)
 
 
+@pytest.mark.slow
 def test_training_follows_the_target(tiny_pipe):
     """What the erased model says of the concept comes nearer to what the paper wants it to say."""
     method = ESD(iterations=20, lr=3e-3, steps=5, batch_size=4)

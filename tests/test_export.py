@@ -91,6 +91,7 @@ def test_the_matrix_is_computed_once_and_a_fork_that_may_be_edited_again_has_non
     assert not hasattr(diffusion.fork(erased), "edit_matrix")
 
 
+@pytest.mark.slow
 def test_a_run_stores_the_matrix_and_rebuilds_the_same_weights(uce_run, embedded):
     result, results = uce_run
     folder = erasure(result, results)
@@ -110,6 +111,7 @@ def test_a_matrix_of_another_width_is_refused(tiny_pipe, tmp_path):
 # --- export
 
 
+@pytest.mark.slow
 def test_plain_diffusers_draws_the_same_image_from_an_export(uce_run, embedded, tmp_path):
     result, results = uce_run
     export.export(result.folder, "diffusers", tmp_path / "out")
@@ -211,6 +213,7 @@ def test_a_card_tells_the_base_and_no_folder_of_this_machine(uce_run, tmp_path):
     assert export.base_licence({"path": str(tmp_path / "absent")}) == export.base_licence({"path": "a/b"}) == ""
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_changed_can_be_exported_whole_only(tmp_path, embedded):
     result = small_run(tmp_path / "results", "method=none")
     with pytest.raises(ValueError, match="it changed none; use format=diffusers"):
@@ -252,6 +255,7 @@ def test_bad_exports_are_one_line(uce_run, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_erasures_that_live_in_the_sampler_are_not_exported(tmp_path):
     result = small_run(tmp_path / "results", "method=negative_prompt")
     with pytest.raises(ValueError, match="negative_prompt erases while drawing"):

@@ -193,6 +193,7 @@ def make_wide(make_pipe):
 # --- what a model brings ---
 
 
+@pytest.mark.slow
 def test_the_embedded_model_brings_its_own_pairs_whatever_the_strength():
     for overrides in ((), ("strength=paper", "budget=paper"), ("concept=car",)):
         for variant in ("ringabell", "ringabell_k38", "ringabell_soft"):

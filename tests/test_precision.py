@@ -133,6 +133,7 @@ def distances(pipe, layers, closeness, seed):
 
 
 @pytest.mark.parametrize(("layers", "closeness"), [("xattn", 0.2), ("full", 0.02)])  # of losses of 5e-4 and 0.3
+@pytest.mark.slow
 def test_losses_and_gradients_are_no_farther_from_float32_than_plain_autocast(tiny_pipe, layers, closeness):
     """Over several draws: of one alone the ratio is anything from 0.7 to 1.7, as processors round differently."""
     found = torch.tensor([distances(tiny_pipe, layers, closeness, seed) for seed in range(1, 7)])
@@ -171,6 +172,7 @@ def test_a_scheduler_that_multiplies_matrices_keeps_its_own_precision(make_pipe,
 
 
 @pytest.mark.parametrize("index", range(4))
+@pytest.mark.slow
 def test_killed_and_resumed_ends_in_the_same_bits(tiny_pipe, tmp_path, monkeypatch, index):
     monkeypatch.setattr(fine_tuning, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(fine_tuning, "SAVE_SHARE", float("inf"))

@@ -81,6 +81,7 @@ def test_a_cell_leaves_exactly_its_four_files_and_is_read_the_second_time(tmp_pa
     pd.testing.assert_frame_equal(again.scores, first.scores)
 
 
+@pytest.mark.slow
 def test_methods_share_the_original_model_s_images_and_the_literal_recipe_has_its_own_folder(tmp_path):
     cell(tmp_path, "method=none")
     second = cell(tmp_path, "method=uce")
@@ -93,6 +94,7 @@ def test_methods_share_the_original_model_s_images_and_the_literal_recipe_has_it
     np.testing.assert_array_equal(none[none.side == "original"].value, base)
 
 
+@pytest.mark.slow
 def test_batch_size_changes_nothing_but_speed(tmp_path):
     a = cell(tmp_path / "a", "method=none")
     b = cell(tmp_path / "b", "method=none", "model.batch_size=7")
@@ -126,6 +128,7 @@ def test_bad_input_is_one_line_before_any_weight_is_loaded(tmp_path, monkeypatch
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_setting_leaves_rows_apart(tmp_path):
     first, second = cell(tmp_path, "method=none"), cell(tmp_path, "method=none", "model.steps=4")
     assert first.folder != second.folder and set(second.scores.settings) == {"steps=4"}

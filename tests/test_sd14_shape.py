@@ -76,12 +76,11 @@ def sd14(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rece", "uce_tensor"])
-def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path, method):
+def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("sensitive prompt,normal prompt\na church,a field\nan old church,an old field\n")
     args = [
-        "model=sd14", f"model.path={sd14}", "concept=church", f"method={method}", "attack=ringabell",
+        "-m", "model=sd14", f"model.path={sd14}", "concept=church", "method=rece,uce_tensor", "attack=ringabell",
         f"results={tmp_path}",
         "model.steps=2", "model.height=64", "model.width=64", "model.batch_size=2", "model.device=cpu",
         "prompts.n={target:2,paraphrase:1,neighbour:0,unrelated:1,coco:0}", "evaluator=[nudenet]",
@@ -98,11 +97,12 @@ def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path, method)
         timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = find_run(tmp_path / "runs/sd14/church" / method / "ringabell/seed0")
-    scores = pd.read_parquet(folder / "scores.parquet")
-    assert set(scores.group) == {"target", "attack"} and set(scores.recipe) == {"paper"}
-    record = json.loads((folder / "run.json").read_text())
-    assert record["steps"]["erase"]["changed_tensors"] == 32
+    for method in ("rece", "uce_tensor"):
+        folder = find_run(tmp_path / "runs/sd14/church" / method / "ringabell/seed0")
+        scores = pd.read_parquet(folder / "scores.parquet")
+        assert set(scores.group) == {"target", "attack"} and set(scores.recipe) == {"paper"}
+        record = json.loads((folder / "run.json").read_text())
+        assert record["steps"]["erase"]["changed_tensors"] == 32
 
 
 CHURCH = Concept(name="church", phrases=("church",), anchor="field")

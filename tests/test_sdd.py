@@ -84,6 +84,7 @@ def test_several_phrases_take_turns_and_are_joined(double_pipe):
     assert [(d.drawn, d.target) for d in turned] == [("kitty", "cat, kitty")]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_every_bit_and_the_original_is_left_alone(tiny_pipe):
     before = copy.deepcopy(tiny_pipe.unet.state_dict())
     one, again, other = (SDD(**(QUICK | {"seed": seed})).erase(tiny_pipe, CAT) for seed in (4, 4, 5))
@@ -112,6 +113,7 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_pipe, tmp_path, monkeypat
     assert not changed_tensors(whole, resumed)
 
 
+@pytest.mark.slow
 def test_training_makes_the_concept_say_what_no_text_says(tiny_pipe):
     method = SDD(iterations=20, lr=3e-3, steps=5, batch_size=4, decay=0.7)
     model = method.denoiser(tiny_pipe)

@@ -138,6 +138,7 @@ def test_a_file_must_say_which_concept_each_row_asks_for(tmp_path):
 # --- runs
 
 
+@pytest.mark.slow
 def test_the_order_is_part_of_the_identity_and_one_concept_is_as_it_was(tmp_path):
     cells = [
         plan(composed(tmp_path, f"concept={first}", *rest))
@@ -167,6 +168,7 @@ def test_a_joint_run_measures_every_part_and_attacks_each_for_itself(tmp_path):
     assert [node["name"] for node in erasures.read(stored.parent)["concept"]["parts"]] == ["cat", "dog"]
 
 
+@pytest.mark.slow
 def test_a_sequence_is_one_erasure_after_the_other_and_starts_with_the_single_run_s(tmp_path):
     options = ("method=uce", "recipe=paper")
     single = run(composed(tmp_path, *options))

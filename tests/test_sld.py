@@ -234,6 +234,7 @@ def small_run(results, *overrides):
     return run(type(cfg)({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
 
 
+@pytest.mark.slow
 def test_a_run_stores_the_guide_rebuilds_it_and_draws_with_it(tmp_path):
     first = small_run(tmp_path, "method=sld_max")
     (record,) = tmp_path.glob("cache/erase/*/erasure.json")

@@ -247,6 +247,7 @@ def test_the_attack_is_a_plain_loop_over_one_prompt(pipe, erased):
     assert found.text == texts[scores.index(max(scores))] and texts[0] != prompt.text
 
 
+@pytest.mark.slow
 def test_the_whole_protocol(pipe, erased, tmp_path):
     check_the_whole_protocol(UnlearnDiffAtk(**SMALL), pipe, erased, tmp_path)
 
