@@ -17,8 +17,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from hydra.core.hydra_config import HydraConfig
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+@pytest.fixture(autouse=True)
+def no_job_of_another_test():
+    """What Hydra holds as its current job belongs to one test."""
+    yield
+    HydraConfig.instance().cfg = None
 
 
 def byte_tokenizer() -> CLIPTokenizer:

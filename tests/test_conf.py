@@ -1,5 +1,6 @@
 """Every config composes, and every method and attack in conf/ builds without reading a weight."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (conf_folder() / group).glob("*.yaml"))
 
 
+@cache
 def config(*overrides: str):
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", list(overrides))

@@ -47,6 +47,7 @@ def model(make_pipe):
     return pipe, names, diffusion.fingerprint(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_which_parameters_change_and_that_no_other_does(model, name):
     pipe, names, before = model

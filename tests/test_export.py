@@ -132,6 +132,7 @@ def test_plain_diffusers_draws_the_same_image_from_an_export(uce_run, embedded, 
     assert diffusion.fingerprint(diffusion.load(tmp_path / "out")) == diffusion.fingerprint(erased)
 
 
+@pytest.mark.slow
 def test_exported_tensors_load_into_a_plain_unet_and_as_a_checkpoint(uce_run, embedded, tmp_path):
     result, results = uce_run
     readme, file = export.export(result.folder, "safetensors", tmp_path / "out")

@@ -27,6 +27,7 @@ def job():
         HydraConfig.instance().cfg = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "names", "folder"),
     [
