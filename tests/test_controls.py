@@ -111,6 +111,7 @@ def test_the_batch_changes_nothing(control, pipe64):
         assert what_matters(attack(with_(control, batch_size=size), pipe64)) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", CONTROLS, ids=names)
 def test_killed_and_run_again_gives_the_same_prompts_without_asking_twice(control, pipe64, tmp_path):
     control = with_(control, batch_size=3)

@@ -95,6 +95,7 @@ def test_both_losses_and_the_gradients_of_the_choice_are_the_literal_ones(double
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_space", ["x0", "epsilon"])
 def test_erasing_alternates_between_two_adams(double_pipe, loss_space):
     method = EAP(**(QUICK | {"loss_space": loss_space, "concept_lr": 0.1}))
@@ -178,6 +179,7 @@ def test_the_chosen_layers_change_and_the_seed_decides_every_bit(tiny_pipe):
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_pipe.unet.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2])
 def test_killed_and_resumed_ends_in_the_same_bits(tiny_pipe, tmp_path, monkeypatch, at):
     monkeypatch.setattr(fine_tuning, "SAVE_SECONDS", 0.0)

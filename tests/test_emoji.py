@@ -49,6 +49,7 @@ def test_plain_diffusers_loads_and_draws_with_it():
     assert image.size == (64, 64)
 
 
+@pytest.mark.slow
 def test_it_draws_what_it_is_told(drawn):
     cases, images = drawn
     judge = EmojiJudge()

@@ -109,6 +109,7 @@ def test_the_seed_decides_every_bit(tiny_pipe):
     assert not changed_tensors(one, again) and changed_tensors(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, V2])
 def test_killed_and_resumed_ends_in_the_same_bits(tiny_pipe, tmp_path, monkeypatch, fields):
     monkeypatch.setattr(fine_tuning, "SAVE_SECONDS", 0.0)

@@ -271,6 +271,7 @@ def test_bad_settings_are_refused_at_once(changes, message):
         FineTuning(**changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_names_every_field_and_the_embedded_models_is_another(name):
     paper = recipe(name, "recipe=paper", "seed=3")

@@ -100,6 +100,7 @@ def test_other_settings_under_one_name_are_refused_with_the_way_out(job, tmp_pat
         job(tmp_path, "method=uce", "method.lamb=7", "name=mine")
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_every_value_a_folder(job, tmp_path):
     cells = [job(tmp_path, "method=uce", f"method.lamb={v}") for v in (0.2, 1, 5)]
     assert len({c.folder for c in cells}) == len({c.names["method"] for c in cells}) == 3

@@ -103,6 +103,7 @@ def test_batch_size_changes_nothing_but_speed(tmp_path):
     assert (a.scores[same].value.to_numpy() == b.scores[same].value.to_numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, message",
     [

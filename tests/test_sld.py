@@ -121,6 +121,7 @@ def safe_pipeline(pipe):
     return safe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["WEAK", "MEDIUM", "STRONG", "MAX"])
 def test_recipes_equal_diffusers_own_pipeline(make_pipe, name):
     pipe = make_pipe(dtype=torch.float64)
