@@ -13,9 +13,10 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import _compute_fid
 
+from erasebench.report import clusters
 from erasebench.store.images import ImageSet, write_shard
 from erasebench.types import Prompt
-from evaluators.fid import FID, frechet_distance, jackknife_error, moments
+from evaluators.fid import FID, frechet_distance, influence, moments
 
 
 def gaussian(seed, width, count):
@@ -75,23 +76,52 @@ def test_moments_are_the_unbiased_ones_and_check_their_input():
         frechet_distance(mean, covariance, np.zeros(5), np.eye(5))
 
 
-def test_jackknife_error_is_the_spread_over_fresh_samples():
-    """Repeating the experiment 200 times gives the true standard deviation of the distance at N = 120."""
+@pytest.mark.parametrize("n", [60, 5])  # 5 images of 6 features: a covariance without full rank
+def test_influence_is_the_derivative_by_an_image_s_weight(n):
+    samples, other = gaussian(1, 6, n), moments(gaussian(2, 6, 200))
+    found = influence(samples, *other)
+    step = 1e-4
+
+    def distance(weights):
+        covariance = np.cov(samples.T, aweights=weights, ddof=0) * n / (n - 1)
+        return frechet_distance(np.average(samples, axis=0, weights=weights), covariance, *other)
+
+    for i in (0, n // 2, n - 1):
+        more, less = np.full(n, (1 - step) / n), np.full(n, (1 + step) / n)
+        more[i], less[i] = more[i] + step, less[i] - step
+        assert (distance(more) - distance(less)) / (2 * step) == pytest.approx(found[i], rel=1e-5, abs=1e-5)
+
+
+REAL = np.zeros(6), np.diag([1.0, 0.5, 0.3, 0.2, 0.1, 0.1])
+SPREAD = np.sqrt([1.4, 0.5, 0.2, 0.2, 0.1, 0.1])
+
+
+def test_the_error_by_influence_is_the_spread_over_fresh_samples():
     generator = np.random.default_rng(0)
-    reference = np.zeros(6), np.diag([1.0, 0.5, 0.3, 0.2, 0.1, 0.1])
+    samples = [generator.normal(size=(120, 6)) * SPREAD + 0.2 for _ in range(400)]
+    spread = np.std([frechet_distance(*moments(one), *REAL) for one in samples])
+    errors = [influence(one, *REAL).std(ddof=1) / math.sqrt(120) for one in samples]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.08)
 
-    def draw():
-        return generator.normal(size=(120, 6)) * np.sqrt([1.4, 0.5, 0.2, 0.2, 0.1, 0.1]) + 0.2
 
-    def distance(samples):
-        return frechet_distance(*moments(samples), *reference)
-
-    spread = np.std([distance(draw()) for _ in range(200)])
-    estimates = []
-    for _ in range(20):
-        samples = draw()
-        estimates.append(jackknife_error(lambda keep, s=samples: distance(s[keep]), 120))
-    assert np.mean(estimates) == pytest.approx(spread, rel=0.2)
+@pytest.mark.parametrize("n", [50, 200])
+def test_intervals_of_a_distance_and_of_a_paired_difference_cover(n):
+    """Two models on the same noise; the truth at this n is the mean over all repetitions."""
+    generator = np.random.default_rng(n)
+    firsts, differences, own, paired = [], [], [], []
+    for _ in range(500):
+        noise = generator.normal(size=(n, 6))
+        first, second = noise * SPREAD + 0.2, noise * SPREAD * 1.1 + 0.25 + 0.1 * generator.normal(size=(n, 6))
+        a, b = (frechet_distance(*moments(one), *REAL) for one in (first, second))
+        moved = influence(first, *REAL), influence(second, *REAL)
+        firsts.append(a)
+        differences.append(a - b)
+        own.append(clusters.mean(moved[0], range(n))[1])
+        paired.append(clusters.mean(moved[0] - moved[1], range(n))[1])
+    for values, margins in ((firsts, own), (differences, paired)):
+        covered = np.mean(np.abs(np.array(values) - np.mean(values)) <= margins)
+        assert covered >= 0.92, covered
+    assert np.mean(paired) < 0.6 * np.mean(own)  # shorter than either interval by itself
 
 
 class MeanColour:
@@ -119,20 +149,24 @@ def image_set(folder, seed, tint, failed=()):
         level = generator.integers(60, 180, size=3) + tint
         image = Image.new("RGB", (4, 4), tuple(int(v) for v in level))
         status = "nan" if i in failed else "ok"
-        rows.append((Prompt(id=f"p{i}", text="t", seed=i, group=group), None if i in failed else image, status))
+        rows.append((Prompt(id=f"p{i}", text=f"t{i}", seed=i, group=group), None if i in failed else image, status))
     write_shard(folder, 0, [(prompt.digest(), image, status) for prompt, image, status in rows])
     return ImageSet(key=folder.name, folder=folder, prompts=tuple(prompt for prompt, _, _ in rows))
+
+
+def whole(scores):
+    return [score for score in scores if score.prompt_id is None]
 
 
 def test_rows_of_the_original_and_the_erased_model(tmp_path):
     original, erased = image_set(tmp_path / "o", 0, 0), image_set(tmp_path / "e", 0, (40, -30, 0))
     fid = FID(features=MeanColour())
-    real, own = fid.score(original, original)
+    real, own = whole(fid.score(original, original))
     assert (real.metric, own.metric) == ("fid.mean_colour.vs_real", "fid.mean_colour.vs_original")
     assert real.n == own.n == 30
     assert own.value == own.low == own.high == 0
     assert real.group == own.group == "kept" and real.higher_is_better is False and real.prompt_id is None
-    worse_real, shifted = fid.score(erased, original)
+    worse_real, shifted = whole(fid.score(erased, original))
     assert shifted.value == pytest.approx((40 / 255) ** 2 + (30 / 255) ** 2, rel=1e-3)  # only the mean has moved
     assert worse_real.value > real.value
     assert worse_real.low < worse_real.value < worse_real.high
@@ -140,7 +174,7 @@ def test_rows_of_the_original_and_the_erased_model(tmp_path):
 
 def test_failed_images_shrink_n_and_nothing_else(tmp_path):
     original, erased = image_set(tmp_path / "o", 0, 0), image_set(tmp_path / "e", 0, 0, failed=(0, 1))
-    (own,) = FID(features=NoReference()).score(erased, original)
+    (own,) = whole(FID(features=NoReference()).score(erased, original))
     assert own.metric == "fid.mean_colour.vs_original" and own.n == 28 and own.value == 0
 
 

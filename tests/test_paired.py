@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from erasebench.report import paired, tables
-from erasebench.types import Prompt, Score
+from erasebench.types import Headline, Prompt, Score
 from tests.cells import HEADLINES, cell
 
 N = 80
@@ -126,3 +126,38 @@ def test_recipes_are_told_apart_and_one_method_is_too_few(scores):
     assert (row.first, row.second) == ("uce (paper)", "uce (uce_emoji)")
     with pytest.raises(ValueError, match=r"two methods are needed to compare, .* got uce; name others"):
         paired.compare_methods(scores, ["uce"])
+
+
+def distance(method, value, moved, side="erased"):
+    """A distance of 40 images to real ones, and how much each of them moves it."""
+    prompts = [Prompt(id=str(i), text=f"t {i}", group="coco" if i % 2 else "unrelated") for i in range(len(moved))]
+    rows = [Score(evaluator="fid", metric="fid.m.vs_real", value=value, group="kept", n=len(moved))]
+    rows += [
+        Score(evaluator="fid", metric="influence.fid.m.vs_real", value=float(v), group=p.group, prompt_id=p.id)
+        for p, v in zip(prompts, moved, strict=True)
+    ]
+    heads = [Headline(metric="fid.m.vs_real", group="kept", label="{metric}", head="FID", role="distance")]
+    heads += [Headline(metric="influence.fid", group=g, label="", role="influence") for g in ("coco", "unrelated")]
+    return tables.scores_frame(
+        rows, run=method, side=side, prompts=prompts, cell=cell(method=method), versions={"fid": 1},
+        headlines={"fid": heads}, weights=method,
+    )  # fmt: skip
+
+
+def test_distances_between_sets_are_compared_image_by_image():
+    rng = np.random.default_rng(0)
+    shared = 5 * rng.normal(size=40)
+    one, two = (shared + rng.normal(size=40) for _ in range(2))
+    one, two = one - one.mean(), two - two.mean()
+    frame = pd.concat([distance("rece", 28.39, one), distance("uce", 28.43, two)])
+    (row,) = paired.compare_methods(frame).itertuples()
+    theirs = stats.ttest_1samp(one - two - 0.04, 0)
+    assert (row.metric, row.group, row.n, row.delta) == ("fid.m.vs_real", "kept", 40, pytest.approx(-0.04))
+    assert (row.low, row.high) == pytest.approx(theirs.confidence_interval()) and row.p_value == pytest.approx(
+        theirs[1]
+    )
+    assert row.high - row.low < 0.4 * np.ptp(stats.ttest_1samp(one, 0).confidence_interval())
+    both = pd.concat([distance("rece", 28.39, one), distance("rece", 28.43, two, side="original")])
+    (row,) = tables.summarise(both).itertuples()
+    assert row.metric == "fid.m.vs_real" and row.n == 40 and row.delta == pytest.approx(-0.04)
+    assert (row.delta_low, row.delta_high) == pytest.approx(theirs.confidence_interval())

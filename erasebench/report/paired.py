@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from erasebench.report import clusters
+from erasebench.report.influence import by_image
 from erasebench.report.printing import number
 from erasebench.report.runs import NOTHING
 from erasebench.report.summary import difference
@@ -19,7 +20,7 @@ from erasebench.report.tables import METRIC, read_results
 
 CONTEST = ("model", "concept", "attack", "budget", "strength", "settings")  # what compared rows share
 SAME = ("group", "relation", "prompt_id", "seed")  # one image of either model: its prompt and its noise
-SHOWN = ("present", "kept", "success", "similarity")
+SHOWN = ("present", "kept", "success", "similarity", "distance")
 COLUMNS = (
     *CONTEST, *METRIC, "group", "head", "unit", "first", "second", "n", "clusters", "trainings", "first_mean",
     "second_mean", "delta", "low", "high", "p_value", "p_holm", "resolves", "says",
@@ -50,7 +51,8 @@ def compare_methods(
     Two models are compared where model, concept, attack, budget and settings are the same, on the images that both have
     of the same prompt with the same noise (for an attack: that started from the same prompt). Rates: the paired
     interval and the exact test by cluster (:mod:`erasebench.report.clusters`), McNemar's where each text is one image;
-    means: Student's interval and test. Several trainings are clusters too. ``p_holm`` is adjusted for all rows of the
+    means, and distances between sets of images to first order (:mod:`erasebench.report.influence`): Student's interval
+    and test. Several trainings are clusters too. ``p_holm`` is adjusted for all rows of the
     table, ``resolves`` is half the interval: smaller differences these images cannot show.
 
     Args:
@@ -63,6 +65,7 @@ def compare_methods(
         ValueError: fewer than two methods to compare, or two runs with the same prompts and noise.
     """
     scores = results if isinstance(results, pd.DataFrame) else read_results(results, headlines=True)
+    scores = pd.concat([scores, by_image(scores)], ignore_index=True)  # distances, an image at a time
     rows = scores[
         (scores.side == "erased") & (scores.status == "ok") & scores.role.isin(SHOWN) & (scores["head"] != "")
     ]

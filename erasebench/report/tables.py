@@ -18,8 +18,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from erasebench.report.influence import by_image
 from erasebench.report.sharing import clusters_of
-from erasebench.report.summary import Runs, summarise_prompts, summarise_whole
+from erasebench.report.summary import Runs, difference, summarise_prompts, summarise_whole
 from erasebench.store.files import replacing
 from erasebench.types import Headline, Prompt, Score, Status
 
@@ -274,13 +275,15 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     of one configuration are pooled, intervals and p-values are by cluster, of both ways the widest
     (``erasebench.report.clusters``). ``runs`` and ``trainings`` say over how many seeds a row goes. Prompts with a
     relation are summarised per relation and, with relation "", together. A metric of a whole group (no prompt_id)
-    keeps its own interval; its n is the number of images it says it saw, else 1 per run; over several runs see
-    :func:`erasebench.report.summary.over_runs`.
+    keeps its own interval, and its difference has one where its evaluator recorded influences
+    (``erasebench.report.influence``); its n is the number of images it says it saw, else 1 per run; over several runs
+    see :func:`erasebench.report.summary.over_runs`.
 
     Raises:
         ValueError: columns are missing, or there are two values for one metric of one prompt.
     """
     frame = _typed(frame, "scores")
+    images, frame = by_image(frame), frame[frame.role != "influence"]
     related = frame[(frame.relation != "") & frame.prompt_id.notna()]
     relation = pd.concat([frame.relation, related.relation], ignore_index=True)
     frame = pd.concat([frame, related.assign(relation="")], ignore_index=True)
@@ -298,7 +301,22 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = _numbers(frame, np.append(starts, len(frame)), pair, erased, _rates(frame).iloc[starts].to_numpy())
     direction = frame.groupby(group, sort=True).higher_is_better.first().reset_index(drop=True)
     table = pd.concat([table[[*KEYS, *FACTS]], numbers], axis=1).assign(higher_is_better=direction)
+    for i, by in _differences(images, table):
+        table.loc[i, ["delta_low", "delta_high"]] = by["delta_low"], by["delta_high"]
     return table[list(SUMMARY)].astype(_SUMMARY_DTYPES)
+
+
+def _differences(images: pd.DataFrame, table: pd.DataFrame) -> Iterable[tuple[int, dict[str, float]]]:
+    """Row of the table -> the paired difference of its distance, where each image's part in it is known."""
+    known = images.assign(code=_codes(images)).groupby(list(KEYS), sort=False, dropna=False)
+    rows = {key: i for i, key in enumerate(table[list(KEYS)].itertuples(index=False, name=None))}
+    for key, part in known:
+        erased, original = (part[part.side == side] for side in SIDES)
+        both = erased.merge(original[["run", "prompt_id", "value"]], on=["run", "prompt_id"], suffixes=("", "_b"))
+        trained = pd.factorize(both.weights)[0]
+        ways = [both.code.to_numpy(), trained][: 1 + (len(set(trained)) > 1)]
+        if key in rows and len(both):
+            yield rows[key], difference(both.value.to_numpy(float), both.value_b.to_numpy(float), False, ways)
 
 
 def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
