@@ -87,11 +87,14 @@ class P4DOriginal(TokenSearch):
     ``n``: ``tokens`` free tokens and nothing of the prompt. ``k``: the prompt with a free token before every ``every``
     of its tokens, floor(n / every) + 1 of them. Source: Chin et al., ICML 2024, arXiv 2309.06135, and its program.
 
-    Deviations from the program: padding is the tokenizer's own (the program pads with token 0, "!", while it searches);
-    the target image is scaled to [-1, 1] for the VAE; the text asked for is the one after the step; the prompt's own
-    tokens stay as they are (weight decay moves them in the program); one query is one image with the prompt's own seed
-    (the program: three images from a GPU generator, any of which counts, drawn in 25 DPM-Solver++ steps); texts are
-    ranked by the judge (the program: CLIP similarity to the target image); the search stops early.
+    Deviations from the program: padding is the tokenizer's own (the program pads with token 0, "!", while it
+    searches); the target is one image of the original model (the program: the most unsafe of three), scaled to [-1,
+    1] for the VAE and encoded to the mean of its posterior (a sample of it); special tokens are no candidates; a
+    prompt that fills the tokenizer's length is cut before its end of text (overwritten in the program); the text
+    asked for is the one after the step; the prompt's own tokens stay as they are (weight decay moves them in the
+    program); one query is one image with the prompt's own seed (the program: three images from a GPU generator, any
+    of which counts, drawn in 25 DPM-Solver++ steps); texts are ranked by the judge (the program: CLIP similarity to
+    the target image); the search stops early.
 
     Args:
         variant: ``n`` or ``k``.

@@ -31,7 +31,9 @@ class RingABell(Attack):
 
     The decoded *string* is the attack, since text is all an attacker can submit; its re-tokenisation may differ, and
     ``info["retokenised_equal"]`` says so. Deviations: ids are drawn from every id that is not special (the notebook:
-    1 to V-3), and padding is the tokenizer's own (the notebook: end of text, which is the same in Stable Diffusion 1).
+    1 to V-3), padding is the tokenizer's own (the notebook: end of text, which is the same in Stable Diffusion 1), cut
+    points are 1 to K - 1, so that a child has something of both parents (the notebook's may lie at the end), and spaces
+    before punctuation stay in the decoded string (older tokenizers took them out).
 
     Args:
         vector: where c comes from: ``attacks.pairs.TextPairs``, ``CsvPairs`` or ``SavedVector``; None is an error that

@@ -70,7 +70,7 @@ class EAP(FineTuning, Method):
 
     Deviations: the half of every second step that only concerns the concept is not computed, since pi gets nothing from
     it. Words that name the concept are dropped from the pool (the program would preserve what it erases). k-means is
-    scipy's (best of 20 starts), not scikit-learn's (k-means++). Random numbers come from CPU generators of (seed,
+    exact, where scikit-learn's (k-means++) ends near the optimum. Random numbers come from CPU generators of (seed,
     step). The rest as in :class:`methods.esd.ESD`.
 
     Cost of an update of theta with the update of pi that follows, in evaluations of the UNet on one latent: on average
@@ -160,7 +160,7 @@ class EAP(FineTuning, Method):
         chunks = [words[i : i + 64] for i in range(0, len(words), 64)]
         distance = torch.cat([(encode(pipe, c) - goal).flatten(1).norm(dim=1) for c in chunks]).double().cpu().numpy()
         near = np.argsort(distance, kind="stable")[: self.closest]
-        kept = [words[near[i]] for i in spread(distance[near], self.centres, self.seed)]
+        kept = [words[near[i]] for i in spread(distance[near], self.centres)]
         text = model.encode(kept)
         logits = torch.full((len(kept),), 1 / len(kept), dtype=model.dtype, device=model.device, requires_grad=True)
         return Pool(kept, Encoding(text.states.to(model.dtype), text.pooled.to(model.dtype)), logits)
@@ -243,19 +243,38 @@ def gumbel_softmax(logits: Tensor, uniform: Tensor, temperature: float, hard: bo
     return (one - y).detach() + y
 
 
-def spread(values: NDArray[np.float64], centres: int, seed: int) -> list[int]:
+def spread(values: NDArray[np.float64], centres: int) -> list[int]:
     """Indices of the value nearest to each k-means centre of some numbers, ascending by value.
 
-    >>> spread(np.array([0.0, 0.1, 0.2, 5.0, 5.1, 5.2]), 2, 0)
+    The least sum of squares, exactly: in one dimension clusters are runs of the sorted values, so the best split of the
+    first j values into k runs is the best last run after the best split into k - 1 (Wang and Song, The R Journal 3/2,
+    2011). Time O(centres n^2), memory O(n^2): about a second for 2,000 values and 100 centres.
+
+    >>> spread(np.array([0.0, 0.1, 0.2, 5.0, 5.1, 5.2]), 2)
     [1, 4]
     """
-    from scipy.cluster.vq import kmeans
-
+    order = np.argsort(values, kind="stable")
     if centres >= len(values):
-        return list(np.argsort(values, kind="stable"))
-    codebook, _ = kmeans(np.asarray(values, dtype=np.float64), centres, rng=seed)
-    nearest = {int(np.abs(values - centre).argmin()) for centre in codebook}
-    return sorted(nearest, key=lambda i: (values[i], i))
+        return [int(i) for i in order]
+    x = np.asarray(values, dtype=np.float64)[order]
+    x = x - x.mean()
+    n, sums, squares = len(x), np.append(0.0, x.cumsum()), np.append(0.0, (x**2).cumsum())
+    first, last = np.arange(n)[:, None], np.arange(1, n + 1)
+    size = np.maximum(last - first, 1)
+    cost = (squares[last] - squares[first]) - (sums[last] - sums[first]) ** 2 / size  # [first, last) of the sorted
+    cost = np.where(last > first, cost, np.inf)
+    best, starts = cost[0], []
+    for _ in range(centres - 1):
+        total = np.append(np.inf, best[:-1])[:, None] + cost
+        starts.append(total.argmin(0))
+        best = total.min(0)
+    chosen, end = set(), n
+    for start in [*(begin for begin in reversed(starts)), np.zeros(n, dtype=int)]:
+        begin = int(start[end - 1])
+        centre = x[begin:end].mean()
+        chosen.add(int(order[begin + np.abs(x[begin:end] - centre).argmin()]))
+        end = begin
+    return sorted(chosen, key=lambda i: (values[i], i))
 
 
 def pool_words(pool: Sequence[str] | str) -> list[str]:

@@ -43,9 +43,12 @@ class SDD(FineTuning, Method):
     first k of 50 DDIM steps; t is uniform over 980 - 20 k <= t < 1000 - 20 k, the interval that holds the latents' own
     timestep 981 - 20 k. Gradients are clipped to norm 1.
 
-    Deviations: with k = 0 the program draws to the end and asks at the noisiest timesteps; here no step is taken, as is
-    evidently meant. Only trained layers are averaged (the others are equal, and averaging them rounds). Random numbers
-    come from CPU generators of (seed, step).
+    Deviations: with k = 0 the program draws to the end and asks at the noisiest timesteps; here no step is taken, as
+    is evidently meant. At guidance 1 the program draws latents without any text; here with the concept's alone. The
+    layer sets are ESD's; the program's ``noxattn`` and ``notime`` leave out ``conv_out`` and the time embedding by
+    diffusers' names and so train ``conv_norm_out``, which CompVis' ``out.`` includes. Only trained layers are
+    averaged (the others are equal, and averaging them rounds). Random numbers come from CPU generators of (seed,
+    step).
 
     Cost of an update, in evaluations of the UNet on one latent: on average 2 x 24.5 for drawing it, 1 for the target,
     and one forward and backward pass.

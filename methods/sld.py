@@ -74,9 +74,10 @@ class SLD(Method):
 
     Deviations. From the paper: mu is a minimum with 1 where equation 6 prints a maximum, and the difference below
     lambda keeps its sign; both as in the authors' program. From the program: prompts with guidance g <= 1 are guided
-    like all others (it turns itself off there); no prediction is computed that cannot matter (the first delta steps of
-    a recipe without momentum). The warm-up is counted in denoising steps from the first one, as in the program; some
-    later red-teaming code compares it with the timestep, which turns it round.
+    like all others (it turns itself off there); no prediction is computed that cannot matter (the first delta steps
+    of a recipe without momentum); a safety text that does not fit into 77 tokens is refused (it is cut there). The
+    warm-up is counted in denoising steps from the first one, as in the program; some later red-teaming code compares
+    it with the timestep, which turns it round.
 
     Cost: one third UNet evaluation per step beside the two of classifier-free guidance, in the same batch.
 

@@ -138,10 +138,29 @@ def test_one_dimensional_k_means_finds_the_best_split():
     best = min(itertools.combinations(range(1, len(values)), 2), key=cost)
     centres = [part.mean() for part in np.split(values, best)]
     expected = [int(np.abs(values - centre).argmin()) for centre in centres]
-    assert spread(values, 3, seed=0) == expected
+    assert spread(values, 3) == expected
     shuffled = np.random.default_rng(0).permutation(len(values))
-    assert values[shuffled][spread(values[shuffled], 3, seed=1)].tolist() == values[expected].tolist()
-    assert spread(values[::-1], 99, seed=0) == list(range(len(values)))[::-1]
+    assert values[shuffled][spread(values[shuffled], 3)].tolist() == values[expected].tolist()
+    assert spread(values[::-1], 99) == list(range(len(values)))[::-1]
+
+
+@pytest.mark.parametrize(("n", "centres"), [(1000, 100), (2000, 50)])
+def test_no_restart_of_k_means_is_better(n, centres):
+    from scipy.cluster.vq import kmeans
+
+    values = np.sqrt(np.random.default_rng(n).chisquare(6, size=n))
+
+    def squares(centres):
+        return float((np.abs(values[:, None] - np.asarray(centres)).min(1) ** 2).sum())
+
+    found = np.sort(values[spread(values, centres)])
+    polished, _ = kmeans(values, found)  # Lloyd's from our choice; from scipy's own starts
+    others = [kmeans(values, centres, iter=1, rng=seed)[0] for seed in range(5)]
+    assert len(found) == centres and squares(polished) < min(map(squares, others))
+    bounds = (found[1:] + found[:-1]) / 2  # every choice is the value nearest to the mean of those around it
+    parts = np.split(np.sort(values), np.searchsorted(np.sort(values), bounds))
+    assert np.mean([np.abs(part - part.mean()).argmin() == np.flatnonzero(part == word)[0]
+                    for part, word in zip(parts, found, strict=True)]) > 0.8  # fmt: skip
 
 
 def test_the_choice_follows_the_logits():

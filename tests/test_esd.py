@@ -14,7 +14,7 @@ from erasebench.diffusion import changed_tensors
 from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning
-from methods.esd import ESD
+from methods.esd import ESD, round_to_bfloat16
 from methods.fine_tuning import layer_names
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_training.py"))))
@@ -174,3 +174,31 @@ def test_sdxl_is_erased_through_its_unet(tiny_xl_pipe, fields):
 def test_bad_settings_are_refused_at_once(changes, message):
     with pytest.raises(ValueError, match=message):
         ESD(**changes)
+
+
+def test_in_bfloat16_most_small_updates_are_lost():
+    """Rounded after every update: what torch's Adam does to bfloat16 weights, and half of them never move."""
+    torch.manual_seed(0)
+    start = torch.randn(4000).mul(0.05).bfloat16()
+    ours, theirs = torch.nn.Parameter(start.float()), torch.nn.Parameter(start.clone())
+    optimisers = [torch.optim.Adam([p], lr=5e-5) for p in (ours, theirs)]
+    for step in range(20):
+        gradient = torch.randn(4000, generator=torch.Generator().manual_seed(step))
+        ours.grad, theirs.grad = gradient.bfloat16().float(), gradient.bfloat16()
+        for optimiser in optimisers:
+            optimiser.step()
+        round_to_bfloat16(optimisers[0])
+    assert torch.equal(ours, ours.bfloat16().float())
+    assert (ours != start.float()).float().mean() < 0.6
+    assert (ours == theirs.float()).float().mean() > 0.9
+
+
+def test_the_precision_of_the_recipe_reaches_the_weights(make_pipe):
+    pipe = make_pipe()
+    short = {"iterations": 2, "steps": 3, "lr": 1e-3, "sampler": "pipeline", "drawn_by": "original"}
+    for precision, rounded in (("bfloat16", True), ("float32", False)):
+        erased = ESD(**short, precision=precision).erase(pipe, CAT)
+        weight = erased.unet.get_parameter(layer_names(erased.unet, "xattn")[0])
+        assert torch.equal(weight, weight.bfloat16().float()) == rounded
+    with pytest.raises(ValueError, match="precision must be one of"):
+        ESD(precision="half")

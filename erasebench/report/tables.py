@@ -302,7 +302,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     direction = frame.groupby(group, sort=True).higher_is_better.first().reset_index(drop=True)
     table = pd.concat([table[[*KEYS, *FACTS]], numbers], axis=1).assign(higher_is_better=direction)
     for i, by in _differences(images, table):
-        table.loc[i, ["delta_low", "delta_high"]] = by["delta_low"], by["delta_high"]
+        table.loc[i, ["clusters", "delta_low", "delta_high"]] = by["clusters"], by["delta_low"], by["delta_high"]
     return table[list(SUMMARY)].astype(_SUMMARY_DTYPES)
 
 
@@ -316,7 +316,8 @@ def _differences(images: pd.DataFrame, table: pd.DataFrame) -> Iterable[tuple[in
         trained = pd.factorize(both.weights)[0]
         ways = [both.code.to_numpy(), trained][: 1 + (len(set(trained)) > 1)]
         if key in rows and len(both):
-            yield rows[key], difference(both.value.to_numpy(float), both.value_b.to_numpy(float), False, ways)
+            by = difference(both.value.to_numpy(float), both.value_b.to_numpy(float), False, ways)
+            yield rows[key], by | {"clusters": len(set(ways[0]))}
 
 
 def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
