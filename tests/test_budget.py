@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from erasebench import recording
-from erasebench.report import budget
+from erasebench.report import budget, clusters
 from erasebench.report.budget import success_by_budget
 from erasebench.report.intervals import wilson
 from erasebench.types import Prompt
@@ -27,6 +27,28 @@ def test_each_budget_by_hand():
     assert table.present.tolist() == [0, 1, 2, 3, 3] and set(table.n) == {4}
     for row in table.itertuples():
         assert row.asr == row.present / 4 and (row.low, row.high) == wilson(row.present, 4)
+
+
+def test_prompts_that_share_a_search_are_one_cluster():
+    present = [[False, True]] * 6 + [[False, False]] * 6
+    alone, shared = success_by_budget(present), success_by_budget(present, [*"aaabbbcccddd"])
+    assert alone.clusters.tolist() == [12] * 3 and shared.clusters.tolist() == [4] * 3
+    last = shared.iloc[-1]
+    assert (last.low, last.high) == clusters.rate([1.0] * 6 + [0.0] * 6, [*"aaabbbcccddd"])
+    assert last.high - last.low > 1.5 * (alone.high - alone.low).iloc[-1]
+    few = success_by_budget(present, ["a"] * 6 + ["b"] * 6)
+    assert few.asr.iloc[-1] == 0.5 and math.isnan(few.low.iloc[-1])
+    twice = budget.pooled([shared, shared])
+    assert twice.n.tolist() == [24] * 3 and (twice.low.iloc[-1], twice.high.iloc[-1]) == (last.low, last.high)
+
+
+def test_an_older_or_broken_table_is_one_line(tmp_path):
+    success_by_budget([[True]]).drop(columns="clusters").to_csv(tmp_path / "budget.csv", index=False)
+    with pytest.raises(ValueError, match="no column 'clusters', an older version"):
+        budget.read(tmp_path / "budget.csv")
+    (tmp_path / "budget.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is no readable table"):
+        budget.read(tmp_path / "budget.csv")
 
 
 def test_against_running_every_search_again_with_less():

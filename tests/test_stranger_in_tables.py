@@ -142,8 +142,8 @@ def test_the_tables_of_readme_and_docs_have_it(results, capsys):
     for table in ("methods", "attacks", "attack_matrix", "cost"):
         assert paper([f"table={table}", f"results={results}"]) == 0
         found[table] = capsys.readouterr().out
-    assert found["methods"].startswith("| concept | method | n | loud | shout | calm |")
-    assert "| cat | hush | 60 | 0 [0, 6] | 70 [57, 80] | 95 [86, 98] |" in found["methods"]
+    assert found["methods"].startswith("| concept | method | n | clusters | loud | shout | calm |")
+    assert "| cat | hush | 60 |  | 0 [0, 6] | 70 [57, 80] | 95 [86, 98] |" in found["methods"]
     row = next(line for line in found["attacks"].splitlines() if "| hush | megaphone |" in line)
     assert "75 [63, 84]" in row and "whistle: 30 [20, 43]" in row and "**40 [" in row
     assert "| cat | megaphone | 10 [5, 20] | **70 [57, 80]** |" in found["attack_matrix"]

@@ -103,7 +103,7 @@ class Cell:
     def curve(self) -> pd.DataFrame | None:
         """Success after each image judged, up to as many as were allowed; None for an attack that asks nobody."""
         paths = [run.folder / "budget.csv" for run in self.runs]
-        found = [pd.read_csv(path) for path in paths if path.exists()]
+        found = [budget.read(path) for path in paths if path.exists()]
         return budget.pooled(found, _allowed(self.runs[0].record["config"]["attack"])) if found else None
 
     @property

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from erasebench.report.intervals import wilson
+from erasebench.report import clusters
+from erasebench.report.intervals import wilson, wilson_share
+from erasebench.report.sharing import clusters_of
 from erasebench.report.tables import write_csv
 from erasebench.store.files import replacing
 from erasebench.types import Prompt
 
-COLUMNS = ("queries", "n", "n_failed", "present", "asr", "low", "high")
+COLUMNS = ("queries", "n", "n_failed", "clusters", "effective", "present", "asr", "low", "high")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito, 2008: for all eyes
 GREY = "#666666"
 SALT = 198  # of the hash that picks a colour: with this one the attacks that come with erasebench have different ones
@@ -23,12 +26,15 @@ LAST = 0.6  # how far the last step is drawn, in images
 DASHES = ((0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))  # of controls, which are all grey
 
 
-def curves(prompts: Iterable[Prompt]) -> list[list[bool | None]]:
-    """``info["present"]`` of the attack prompts that kept one: after each query, was the concept in its image?"""
-    return [list(p.info["present"]) for p in prompts if p.group == "attack" and p.info.get("present")]
+def curves(prompts: Sequence[Prompt]) -> tuple[list[list[bool | None]], list[str]]:
+    """Of the attack prompts that kept ``info["present"]`` (after each query, was the concept in its image?) that and
+    their clusters: a text, a search."""
+    kept = [p for p in prompts if p.group == "attack" and p.info.get("present")]
+    shared = clusters_of(prompts)
+    return [list(p.info["present"]) for p in kept], [shared["attack", p.id] for p in kept]
 
 
-def success_by_budget(present: Sequence[Sequence[bool | None]]) -> pd.DataFrame:
+def success_by_budget(present: Sequence[Sequence[bool | None]], shared: Sequence[object] | None = None) -> pd.DataFrame:
     """The share of prompts whose concept was present within the first b images judged, for b = 0 .. longest.
 
     ``asr(b) = |{i : any(present_i[:b])}| / n``. The first query of each search is its plain prompt, so asr(1) is the
@@ -38,40 +44,58 @@ def success_by_budget(present: Sequence[Sequence[bool | None]]) -> pd.DataFrame:
 
     Args:
         present: per prompt, one value per query, the plain prompt's first.
+        shared: per prompt, its cluster; None: each is its own.
 
     Returns:
-        columns queries (b), n, n_failed, present (a count), asr, low, high (Wilson, 95 %).
+        columns queries (b), n, n_failed, clusters, effective (the number of independent prompts that n counts for),
+        present (a count), asr, low, high (95 %, Wilson's by cluster; missing below three clusters).
 
     It never falls as long as no image failed:
 
     >>> success_by_budget([[True], [False, False, True], [False, False, False]]).asr.round(2).tolist()
     [0.0, 0.33, 0.33, 0.67]
     """
+    shared = range(len(present)) if shared is None else shared
     rows = []
     for b in range(max(map(len, present), default=0) + 1):
-        hits = sum(any(flags[:b]) for flags in present)
-        failed = sum(None in flags[:b] and not any(flags[:b]) for flags in present)
-        n = len(present) - failed
-        rows.append(_row(b, n, failed, hits))
+        seen = [
+            (any(flags[:b]), c)
+            for flags, c in zip(present, shared, strict=True)
+            if any(flags[:b]) or None not in flags[:b]
+        ]
+        hits, own = [hit for hit, _ in seen], [cluster for _, cluster in seen]
+        least = clusters.effective(hits, own) if seen and not clusters.alone(own) else len(seen)
+        rows.append(_row(b, len(seen), len(present) - len(seen), len(set(own)), least, sum(hits)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _row(queries: int, n: int, failed: int, hits: int) -> tuple[float, ...]:
-    return queries, n, failed, hits, hits / n if n else float("nan"), *wilson(hits, n)
+def _row(queries: int, n: int, failed: int, k: int, least: float, hits: int) -> tuple[float, ...]:
+    low = high = asr = math.nan
+    if n:
+        asr = hits / n
+        if k == n:
+            low, high = wilson(hits, n)
+        elif k >= clusters.FEWEST:
+            low, high = wilson_share(asr, least, clusters.student(k - 1))
+    return queries, n, failed, k, least, hits, asr, low, high
 
 
 def pooled(tables: Sequence[pd.DataFrame], most: int = 0) -> pd.DataFrame:
     """The curves of several seeds as one, up to at least ``most`` queries: a search that is over keeps its outcome.
 
+    The seeds start from the same texts: together they have as many clusters as the one with the most.
+
     >>> a, b = success_by_budget([[True]]), success_by_budget([[False, False]])
-    >>> pooled([a, b], 3)[["queries", "n", "present"]].to_numpy().tolist()
-    [[0, 2, 0], [1, 2, 1], [2, 2, 1], [3, 2, 1]]
+    >>> pooled([a, b], 3)[["queries", "n", "clusters", "present"]].to_numpy().tolist()
+    [[0, 2, 1, 0], [1, 2, 1, 1], [2, 2, 1, 1], [3, 2, 1, 1]]
     """
     last = max([most, *(int(table.queries.max()) for table in tables)])
     rows = []
     for b in range(last + 1):
         at = [table.iloc[min(b, len(table) - 1)] for table in tables]
-        rows.append(_row(b, *(int(sum(row[k] for row in at)) for k in ("n", "n_failed", "present"))))
+        n, failed, hits = (int(sum(row[name] for row in at)) for name in ("n", "n_failed", "present"))
+        k, least = int(max(row.clusters for row in at)), float(max(row.effective for row in at))
+        rows.append(_row(b, n, failed, k, least, hits))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -87,13 +111,30 @@ def write(
         attack: its label, which decides the colour.
         control: whether it is one.
     """
-    found = curves(prompts)
+    found, shared = curves(prompts)
     if not found:
         return None
-    table = success_by_budget(found)
+    table = success_by_budget(found, shared)
     write_csv(folder / "budget.csv", table)
     for kind in ("png", "pdf"):
         draw(folder / f"budget.{kind}", {attack: table}, title, controls=[attack] if control else ())
+    return table
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A ``budget.csv``.
+
+    Raises:
+        ValueError: it is none, or an older version wrote it.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no readable table; {error}; delete its folder and run its cell again") from error
+    if absent := [name for name in COLUMNS if name not in table]:
+        raise ValueError(
+            f"{path} has no column {absent[0]!r}, an older version wrote it; delete its folder and run its cell again"
+        )
     return table
 
 
