@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # of the run's steps; raise it when their results change
 IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
+SOURCES = ("prompts", "kept")
 DRAWING = ("steps", "guidance_scale", "height", "width", "dtype")
 SAMPLER = "erasebench.diffusion.sampling.generate"
 
@@ -66,6 +67,8 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """The part of the config that decides the results."""
         part = {k: self.config[k] for k in IDENTITY}
+        if self.config.get("kept"):
+            part |= {"kept": self.config["kept"]}
         if self.config["also"]:
             part |= {k: self.config[k] for k in ("also", "together")}
         free = {group: {k: v for k, v in part[group].items() if k not in keys} for group, keys in FREE.items()}
@@ -170,6 +173,8 @@ def check_numbers(config: Any) -> None:
             value = value[part]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{path} must be an integer >= {least}; got {value!r}")
+    if not isinstance(kept := config.get("kept"), Mapping | None):
+        raise ValueError(f"kept must be a source of prompts; got {kept!r}; choose one with prompts@kept={kept}")
 
 
 # --- hashes and places ---
@@ -201,7 +206,7 @@ def grow(cell: Cell) -> None:
     try:
         before = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))["identity"]
         a, b = (_fixed(json.loads(json.dumps(identity))) for identity in (before, cell.identity))
-        evaluators, prompts = before["evaluator"], before["prompts"]
+        evaluators = before["evaluator"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     if a != b:
@@ -217,15 +222,16 @@ def grow(cell: Cell) -> None:
         **{k: v for k, v in evaluators.items() if k not in config["evaluator"]},
         **config["evaluator"],
     }
-    for key in GROWING:
-        if key in config["prompts"]:
-            config["prompts"][key] = _more(config["prompts"][key], prompts.get(key))
+    for source in SOURCES:
+        for key in GROWING:
+            if key in (config.get(source) or {}):
+                config[source][key] = _more(config[source][key], before[source].get(key))
 
 
 def _fixed(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal in one folder: everything but what may grow."""
-    prompts = {k: v for k, v in identity["prompts"].items() if k not in GROWING}
-    return {k: v for k, v in identity.items() if k != "evaluator"} | {"prompts": prompts}
+    fixed = {k: v for k, v in identity.items() if k != "evaluator"}
+    return fixed | {s: {k: v for k, v in fixed[s].items() if k not in GROWING} for s in SOURCES if s in fixed}
 
 
 def _more(now: Any, before: Any) -> Any:

@@ -51,7 +51,7 @@ def named(groups: Mapping[str, str], wanted: Collection[str]) -> DictConfig:
     from hydra.core.hydra_config import HydraConfig
 
     optional = ("recipe", "strength", "budget")  # where there is no such file the choice is left to the defaults
-    picked = {k: v for k, v in groups.items() if k in wanted and "@" not in k}
+    picked = {k: v for k, v in groups.items() if k in wanted}
     for group in optional:
         if group in picked and not _is_there(group, picked[group]):
             del picked[group]

@@ -68,10 +68,11 @@ def _surroundings(picked: Mapping[str, str], changed: Callable[..., dict[str, An
         return {}
     own = labels.named(picked, ["model", "concept"]).hydra.runtime.choices
     found: dict[str, Any] = {}
-    for group in ("prompts", "judge", "clip", "features"):
-        if picked.get(group) != own.get(group):
-            found[group] = picked.get(group)
-        found |= {f"{group}.{k}": v for k, v in changed(group, *(GROWING if group == "prompts" else ())).items()}
+    for choice in ("prompts", "prompts@kept", "judge", "clip", "features"):
+        group = choice.split("@")[-1]
+        if picked.get(choice) != own.get(choice):
+            found[group] = picked.get(choice)
+        found |= {f"{group}.{k}": v for k, v in changed(group, *(GROWING if "prompts" in choice else ())).items()}
     return found
 
 

@@ -7,7 +7,7 @@ where it stopped, and a finished one only reads its tables.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.recording import record
 from erasebench.report import tables
 from erasebench.store.files import locate
-from erasebench.types import Concept, Prompt, joint
+from erasebench.types import KEPT_GROUPS, Concept, Prompt, joint
 
 
 def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -95,12 +95,34 @@ def build_parts(cell: Cell) -> Parts:
     several.check_method(cell.names["method"], method, config)
     evaluators = {name: build(node) for name, node in config["evaluator"].items()}
     prompts: list[Prompt] = build(config["prompts"]).prompts(concept)
+    if config["kept"]:
+        prompts += kept_prompts(build(config["kept"]).prompts(concept), {p.id for p in prompts})
     if not prompts:
         raise ValueError(
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"
         )
     wanted = {g for e in evaluators.values() for g in e.groups} | {"target"}
     return Parts(concept, method, attack, judge, evaluators, [p for p in prompts if p.group in wanted])
+
+
+def kept_prompts(prompts: Sequence[Prompt], taken: Collection[str]) -> list[Prompt]:
+    """The prompts of a second source that should survive, under ids that the first has not taken.
+
+    Raises:
+        ValueError: there are none.
+
+    >>> found = [Prompt(id="1", text="a street", group="coco"), Prompt(id="2", text="a cat")]
+    >>> [p.id for p in kept_prompts(found, {"1"})]
+    ['kept-1']
+    """
+    chosen = [p for p in prompts if p.group in KEPT_GROUPS]
+    if not chosen:
+        found = ", ".join(sorted({p.group for p in prompts})) or "no prompt"
+        raise ValueError(
+            f"kept - must be a source of prompts of group {', '.join(KEPT_GROUPS)}; got {found}; write kept.group=coco "
+            "or choose another with prompts@kept="
+        )
+    return [p.with_(id=f"kept-{p.id}") if p.id in taken else p for p in chosen]
 
 
 def check_parts(cell: Cell, parts: Parts) -> None:

@@ -20,8 +20,18 @@ from erasebench.building import EXTRAS, declared, missing_packages
 from erasebench.cell import DRAWING
 from erasebench.progress import duration
 from erasebench.store.files import locate
+from erasebench.types import KEPT_GROUPS
 
-READ = ("model", "concept", "method", "attack", "judge", "prompts", "evaluator")  # the rest is read through these
+READ = (
+    "model",
+    "concept",
+    "method",
+    "attack",
+    "judge",
+    "prompts",
+    "kept",
+    "evaluator",
+)  # the rest is read through these
 SHARED = ("judge", "clip", "features")  # nodes that others take over whole
 FILES = ("path", "run", "weights", "folder", "reference_file", "pool", "labels")  # keys whose texts may name a file
 SUFFIXES = (".csv", ".parquet", ".json", ".npy", ".safetensors", ".onnx", ".txt", ".bin", ".pt", ".pth", ".ckpt")
@@ -209,7 +219,7 @@ def expected(configs: Sequence[Mapping[str, Any]], root: Path) -> str:
     images: dict[str, tuple[int, str]] = {}
     for config in configs:
         drawing = _text(config["model"], *DRAWING, "path")
-        world = _text(config, "concept", "also", "prompts", "seed") + drawing
+        world = _text(config, "concept", "also", "prompts", "kept", "seed") + drawing
         for kind, number in _counts(config).items():
             attack = _text(config, "attack") if kind == "attack" else ""
             images[f"original {world} {attack}"] = (number, drawing)
@@ -233,6 +243,9 @@ def _counts(config: Mapping[str, Any]) -> dict[str, int]:
     n = prompts.get("n")
     groups = n if isinstance(n, Mapping) else {"target": n or prompts.get("limit") or prompts.get("rows") or 0}
     plain = sum(v for v in groups.values() if isinstance(v, int))
+    if kept := config.get("kept"):
+        own = [v for k, v in (kept.get("n") or {}).items() if k in KEPT_GROUPS]
+        plain += sum(own) or kept.get("limit") or kept.get("rows") or 0
     set_size = min((v for k in ("limit", "rows") if isinstance(v := attack.get(k), int)), default=None)
     searched = len([k for k in attack if k != "_target_"]) > 0  # the null attack has no settings
     target = groups.get("target") or 0

@@ -155,7 +155,8 @@ def table(good: Sequence[Outcome]) -> list[str]:
     from erasebench.report.printing import as_text
     from erasebench.report.tables import read_scores
 
-    frames = [read_scores(Path(o.folder) / "scores.parquet") for o in good]
+    folders = dict.fromkeys(o.folder for o in good)  # a cell that grew is one
+    frames = [read_scores(Path(folder) / "scores.parquet") for folder in folders]
     return [*as_text(grid(leaderboard(pd.concat(frames)))).splitlines(), ""]
 
 

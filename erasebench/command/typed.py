@@ -191,6 +191,8 @@ class Typed:
         parts = key.split(".")
         for depth in range(len(parts) - 1, -1, -1):
             node: Any = OmegaConf.select(cfg, ".".join(parts[:depth])) if depth else cfg
+            if node is None and parts[:depth] == ["kept"]:
+                return f"{key} - must be a setting of a source of prompts; none is chosen; write prompts@kept=NAME too"
             if isinstance(node, DictConfig):
                 known = [str(k) for k in node if not str(k).startswith("_")]
                 settings = ", ".join(known) or "it has none"

@@ -12,7 +12,7 @@ from typing import ClassVar
 from erasebench import fields
 from erasebench.prompts.files import check_source, read_prompts
 from erasebench.prompts.safety import drop_minors
-from erasebench.types import Concept, Group, Prompt
+from erasebench.types import ERASED_GROUPS, Concept, Group, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class PublishedPrompts:
         self.prompts(concept)
 
     def prompts(self, concept: Concept) -> list[Prompt]:
-        """The set's prompts about ``concept``, each with the concept's name; what is odd about them is logged.
+        """The set's prompts, with the concept's name where they ask for it; what is odd about them is logged.
 
         Raises:
             FileNotFoundError: no such file; the message says where to get it, under which licence.
@@ -115,7 +115,8 @@ class PublishedPrompts:
             raise ValueError(f"{self.name} must not all mention minors; got {dropped} such rows; use another set")
         counts = {"rows": len(read), "dropped_minors": dropped, **audit(kept)}
         self._report(len(chosen), counts)
-        return [p.with_(concept=concept.name) for p in kept][: self.limit], counts
+        named = concept.name if self.group in ERASED_GROUPS else ""  # a caption shows what it shows
+        return [p.with_(concept=named) for p in kept][: self.limit], counts
 
     def read(self) -> list[Prompt]:
         """All rows as prompts in the file's order, unfiltered; ``concept`` holds the cell of ``column``."""
