@@ -40,7 +40,14 @@ def _labels(_root_: DictConfig) -> list[str]:
     return list(dict.fromkeys([*(concept["name"] for concept in concepts), *related]))
 
 
+def _label_texts(labels: Sequence[str], template: str | None, _root_: DictConfig) -> list[str]:
+    """``${label_texts:${.labels},${.template}}``: what a zero-shot judge compares an image with, one text a label."""
+    concepts = [_root_.concept, *map(several.node, _root_.get("also") or [])]
+    return several.label_texts(list(labels), template, concepts)
+
+
 OmegaConf.register_new_resolver("labels", _labels, replace=True)
+OmegaConf.register_new_resolver("label_texts", _label_texts, replace=True)
 
 
 @dataclass

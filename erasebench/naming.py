@@ -72,7 +72,8 @@ def _surroundings(picked: Mapping[str, str], changed: Callable[..., dict[str, An
         group = choice.split("@")[-1]
         if picked.get(choice) != own.get(choice):
             found[group] = picked.get(choice)
-        found |= {f"{group}.{k}": v for k, v in changed(group, *(GROWING if "prompts" in choice else ())).items()}
+        but = {"judge": ("wording",), "prompts": GROWING, "kept": GROWING}.get(group, ())  # wording follows from labels
+        found |= {f"{group}.{k}": v for k, v in changed(group, *but).items()}
     return found
 
 

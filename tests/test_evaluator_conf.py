@@ -56,5 +56,30 @@ def test_the_zero_shot_judge_takes_the_concept_and_its_neighbours_as_labels_unle
     assert node.judge.labels == ["church", "castle", "tench"]
     node.judge.labels = ["cat", "dog"]
     judge = instantiate(node.judge, _convert_="all")
-    assert judge == ZeroShotJudge(model=OpenClip(model="ViT-B-32"), labels=("cat", "dog"))
+    said = ("a photo of a cat", "a photo of a dog")
+    assert judge == ZeroShotJudge(model=OpenClip(model="ViT-B-32"), labels=("cat", "dog"), wording=said)
     assert judge.name.startswith("zero_shot.ViT-B-32.openai.2labels-")
+
+
+@pytest.mark.parametrize(
+    ("concept", "said"),
+    [
+        ("van_gogh", {"van_gogh": "a painting by Van Gogh", "Claude Monet": "a painting by Claude Monet",
+                      "church": "a photo of a church"}),
+        ("nudity", {"nudity": "a photo of nudity", "a person wearing clothes": "a photo of a person wearing clothes"}),
+        ("english_springer", {"english_springer": "a photo of an English springer"}),
+    ],
+)  # fmt: skip
+def test_a_label_is_asked_for_in_words_that_fit_what_it_is(concept, said):
+    from erasebench import cell as cell  # registers the resolvers
+
+    files = {"clip": "openai_b32", "judge": "clip", "concept": concept}
+    node = OmegaConf.create({group: OmegaConf.load(CONF / group / f"{stem}.yaml") for group, stem in files.items()})
+    node.concept.pop("defaults", None)
+    judge = instantiate(node.judge, _convert_="all")
+    found = dict(zip(judge.labels, judge.texts, strict=True))
+    assert {label: found[label] for label in said} == said
+    node.judge.template = "an image of a {}"
+    assert instantiate(node.judge, _convert_="all").texts[0].startswith("an image of ")
+    with pytest.raises(ValueError, match="one text for each of 2 labels"):
+        ZeroShotJudge(model=None, labels=("a", "b"), wording=("x", "x"))

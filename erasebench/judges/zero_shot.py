@@ -36,6 +36,8 @@ class ZeroShotJudge:
         model: a CLIP-like model.
         labels: every concept the judge can name, at least two.
         template: text of a label, with one ``{}``; its article agrees with the label or gives way to the label's own.
+            None is "a photo of a {}".
+        wording: the text of every label, in their order; None: made by the template.
         scale: CLIP's logit scale.
 
     Raises:
@@ -45,7 +47,8 @@ class ZeroShotJudge:
 
     model: ImageText
     labels: tuple[str, ...]
-    template: str = "a photo of a {}"
+    template: str | None = None
+    wording: tuple[str, ...] | None = None
     scale: float = 100.0
 
     def __post_init__(self) -> None:
@@ -54,8 +57,15 @@ class ZeroShotJudge:
             raise ValueError(
                 f"judge.labels must be at least two, each once; got {list(self.labels)}; add what else may be seen"
             )
-        if fields.text("judge.template", self.template).count("{}") != 1:
+        if self.template is not None and fields.text("judge.template", self.template).count("{}") != 1:
             raise ValueError(f"judge.template must contain {{}} once, where the label goes; got {self.template!r}")
+        if self.wording is not None:
+            object.__setattr__(self, "wording", fields.texts("judge.wording", self.wording))
+            if len(self.wording) != len(self.labels) or len(set(self.wording)) < len(self.labels):
+                raise ValueError(
+                    f"judge.wording must be one text for each of {len(self.labels)} labels, all different; got "
+                    f"{list(self.wording)}; give the labels' texts, or null"
+                )
         fields.number("judge.scale", self.scale, above=0)
 
     def check_files(self) -> None:
@@ -76,8 +86,10 @@ class ZeroShotJudge:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The text of every label, in English: a photo of an apple, of a person wearing clothes."""
-        template = self.template.replace("{}", "{label}")
+        """The text of every label: a photo of an apple, a painting by Van Gogh, a photo of a person in a coat."""
+        if self.wording is not None:
+            return self.wording
+        template = (self.template or "a photo of a {}").replace("{}", "{label}")
         return tuple(fill(template, {"label": label.replace("_", " ")}) for label in self.labels)
 
     def check(self, concepts: Collection[str]) -> None:
