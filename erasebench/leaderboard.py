@@ -17,6 +17,7 @@ USAGE = "usage: python -m erasebench.leaderboard [results=DIR]"
 def write(root: Path) -> str:
     """Write both files into the results folder; returns what is printed."""
     from erasebench.report.checks import between_attacks
+    from erasebench.report.evidence import other_settings
     from erasebench.report.leaderboard import grid, leaderboard, legend
     from erasebench.report.printing import as_markdown, as_text
     from erasebench.report.tables import read_results, write_csv
@@ -25,7 +26,8 @@ def write(root: Path) -> str:
     scores = read_results(root, headlines=True)
     board = leaderboard(scores)
     lines, told = grid(board), legend(board)
-    flags = [f"{flag['flag']}: {flag['message']} {flag['what_to_do']}" for flag in between_attacks(scores)]
+    doubted = [*between_attacks(scores), *other_settings(scores)]
+    flags = [f"{flag['flag']}: {flag['message']} {flag['what_to_do']}" for flag in doubted]
     write_csv(root / "leaderboard.csv", board.table)
     with replacing(root / "leaderboard.md") as work:
         doubts = "\n\nDoubts (docs/flags.md):\n\n" + "\n".join(f"- {flag}" for flag in flags) if flags else ""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from erasebench.cell import Cell, Result
 from erasebench.protocols import Attack, Evaluator, Judge
-from erasebench.report import budget, checks, tables
+from erasebench.report import budget, checks, evidence, tables
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.verdicts import verdicts
 from erasebench.store import provenance
@@ -39,6 +39,7 @@ def record(
         *checks.flags(frame, summary, None if unsafe else own),
         *checks.search_flags(searched),
         *checks.erasure_flags(cell.steps["erase"]),
+        *evidence.prompts_cut(cell.steps["draw"]),
     ]
     flags += checks.between_attacks(pd.concat([frame, *_siblings(cell)]), attack=names["attack"])
     tables.write_csv(cell.folder / "summary.csv", summary)

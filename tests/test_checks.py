@@ -279,3 +279,20 @@ def test_a_model_that_nothing_was_erased_from_has_nothing_to_bring_back():
         for a, x in (("p4d", "model"), ("reseed", "queries"))
     ]
     assert between_attacks(pd.concat(parts)) == []
+
+
+def test_prompts_that_lose_their_end_are_named():
+    from erasebench.report.evidence import prompts_cut
+
+    (flag,) = prompts_cut({"truncated": {"target": 3, "coco": 0}})
+    assert flag["flag"] == "prompts_cut" and "3 of target." in flag["message"] and "coco" not in flag["message"]
+    assert not list(prompts_cut({"truncated": {"target": 0}})) and not list(prompts_cut({}))
+
+
+def test_rows_of_other_settings_are_named_where_they_stand_side_by_side():
+    from erasebench.report.evidence import other_settings
+
+    same = cell(GOOD)
+    assert not list(other_settings(same))
+    (flag,) = other_settings(pd.concat([same, same.assign(settings="steps=5"), same.assign(concept="dog")]))
+    assert "cat/uce/ringabell (settings as usual / steps=5)." in flag["message"]

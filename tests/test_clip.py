@@ -48,7 +48,7 @@ def test_open_clip_features_are_those_of_the_library(tiny_open_clip, pictures):
     import open_clip
 
     network, weights = tiny_open_clip
-    ours = OpenClip(model="tiny-erasebench", pretrained=weights, batch_size=2)
+    ours = OpenClip(model="tiny-erasebench", pretrained=weights, quick_gelu=False, batch_size=2)
     assert ours.name == "tiny-erasebench.tiny_weights"
     _, _, preprocess = open_clip.create_model_and_transforms("tiny-erasebench")
     with torch.no_grad():
@@ -59,6 +59,13 @@ def test_open_clip_features_are_those_of_the_library(tiny_open_clip, pictures):
     np.testing.assert_allclose(np.linalg.norm(ours.text_features(TEXTS), axis=1), 1, atol=1e-6)
     quick = OpenClip(model="tiny-erasebench", pretrained=weights, quick_gelu=True)
     assert np.abs(quick.image_features(pictures) - expected).max() > 1e-4  # the activation matters
+
+
+def test_weights_from_a_file_need_their_activation(tiny_open_clip):
+    _, weights = tiny_open_clip
+    with pytest.raises(ValueError, match=r"clip\.quick_gelu must be true or false for weights from a file"):
+        OpenClip(model="ViT-L-14", pretrained=weights)
+    assert OpenClip(model="ViT-L-14-quickgelu", pretrained=weights).quick_gelu is None  # its name says so
 
 
 def test_openai_weights_use_their_own_activation(monkeypatch, tmp_path):
@@ -147,7 +154,7 @@ def test_a_folder_or_file_that_is_no_clip_is_refused_before_it_is_used(tmp_path)
     with pytest.raises(ValueError, match="must be whole safetensors"):
         Classifier(judge=judge).check()
     with pytest.raises(FileNotFoundError, match=r"absent.safetensors must be a file; found none"):
-        OpenClip(pretrained=str(tmp_path / "absent.safetensors")).check_files()
+        OpenClip(pretrained=str(tmp_path / "absent.safetensors"), quick_gelu=True).check_files()
 
 
 @pytest.mark.parametrize(

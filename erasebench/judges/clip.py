@@ -75,7 +75,7 @@ def _open_clip(model: str, pretrained: str, quick_gelu: bool | None, device: str
             f"weights of {model} must be .safetensors, pickle is refused; got {Path(file).name}; convert it"
         )
     if quick_gelu is None:
-        quick_gelu = bool(tag.get("quick_gelu"))
+        quick_gelu = bool(tag.get("quick_gelu")) or "quickgelu" in model
     network, _, preprocess = open_clip.create_model_and_transforms(
         model, pretrained=pretrained, force_quick_gelu=quick_gelu, device=device
     )
@@ -92,12 +92,14 @@ class OpenClip:
     Args:
         model: architecture, one of ``open_clip.list_models()``.
         pretrained: tag of its weights, or a ``.safetensors`` file.
-        quick_gelu: activation for weights from a file; None is what the tag says.
+        quick_gelu: activation; None is what a tag or the architecture's name (``ViT-L-14-quickgelu``) says. A file does
+            not say with which its weights were trained, so it must be given with one: true for OpenAI's.
         device: torch device.
         batch_size: images or texts at a time.
 
     Raises:
-        ValueError: weights in a pickle format; when first used, an unknown model or tag.
+        ValueError: weights in a pickle format, or from a file without their activation; when first used, an unknown
+            model or tag.
         OSError: when first used, weights that cannot be fetched.
 
     >>> OpenClip(model="ViT-B-32").name
@@ -118,6 +120,13 @@ class OpenClip:
             raise ValueError(
                 f"clip.pretrained must be a tag or a .safetensors file, pickle is refused; got {self.pretrained!r}; "
                 f"convert it: python -m erasebench.convert {self.pretrained} OUT.safetensors"
+            )
+        if self.quick_gelu is not None:
+            fields.flag("clip.quick_gelu", self.quick_gelu)
+        elif Path(self.pretrained).suffix == ".safetensors" and "quickgelu" not in self.model:
+            raise ValueError(
+                f"clip.quick_gelu must be true or false for weights from a file; got null for {self.pretrained}; true "
+                "if they are OpenAI's (the wrong one changes every score), false for most others"
             )
 
     def check_files(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypedDict
 
 import pandas as pd
@@ -98,4 +98,42 @@ def few_clusters(scores: pd.DataFrame, summary: pd.DataFrame) -> Iterator[Flag]:
             "message": f"few distinct texts, words, concepts or trainings: {named}; intervals go by these.",
             "what_to_do": "More images of the same say little more: add synonyms or neighbours to the concept, let the "
             "attack search more texts (attack.sources), or train with a third seed (seed=2).",
+        }
+
+
+def prompts_cut(drawing: Mapping[str, Any]) -> Iterator[Flag]:
+    """``prompts_cut``: prompts of more tokens than the text encoder takes, which lose their end without a word.
+
+    Args:
+        drawing: the draw step of a run's record; ``truncated``: prompt group -> how many of its prompts were cut.
+    """
+    if cut := {group: n for group, n in (drawing.get("truncated") or {}).items() if n}:
+        told = ", ".join(f"{n} of {group}" for group, n in cut.items())
+        yield {
+            "flag": "prompts_cut",
+            "level": "warning",
+            "message": f"prompts lose their end in the text encoder: {told}.",
+            "what_to_do": "What was cut was not asked for: shorten them, or say how many they are beside the rate.",
+        }
+
+
+APART = ("recipe", "budget", "settings")  # what keeps rows of one name apart
+
+
+def other_settings(scores: pd.DataFrame) -> Iterator[Flag]:
+    """``other_settings``: rows of one model, concept, method and attack that are not one measurement."""
+    same = ["model", "concept", "method", "attack"]
+    cells = scores[[*same, *APART]].drop_duplicates()
+    found = []
+    for place, part in cells.groupby(same, sort=True):
+        ways = {name: sorted(set(part[name])) for name in APART if part[name].nunique() > 1}
+        told = "; ".join(f"{name} {' / '.join(v or 'as usual' for v in values)}" for name, values in ways.items())
+        found += [f"{'/'.join(map(str, place))} ({told})"] if ways else []
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        yield {
+            "flag": "other_settings",
+            "level": "warning",
+            "message": f"rows of one name are several measurements, and not pooled: {', '.join(found[:3])}{more}.",
+            "what_to_do": "Quote the row whose settings you mean; compare methods where these are the same.",
         }
