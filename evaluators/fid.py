@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FEWEST = 10  # images below which no interval is given
+BLOCK = 1024  # images whose features are held in float64 at a time
 
 
 class FeatureNetwork(Protocol):
@@ -57,15 +59,21 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> mean.tolist(), covariance.tolist()
     ([1.0, 0.0], [[2.0, 0.0], [0.0, 0.0]])
     """
-    features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(
             f"features must be [n, d] of at least two images; got shape {features.shape}; draw more images"
         )
-    if not np.isfinite(features).all():
+    mean: np.ndarray = sum(block.sum(axis=0) for block in _blocks(features)) / len(features)
+    if not np.isfinite(mean).all():
         raise ValueError("features must be finite; got nan or infinity; check the feature network's weights")
-    centred = features - features.mean(axis=0)
-    return features.mean(axis=0), centred.T @ centred / (len(features) - 1)
+    products = (centred.T @ centred for centred in (block - mean for block in _blocks(features)))
+    return mean, sum(products) / (len(features) - 1)
+
+
+def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of features in float64, some at a time: nothing else of that size is held."""
+    for start in range(0, len(features), BLOCK):
+        yield np.asarray(features[start : start + BLOCK], dtype=np.float64)
 
 
 def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
@@ -136,26 +144,47 @@ def influence(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) ->
     True
     """
     ours, ours_covariance = moments(features)
-    centred = np.asarray(features, dtype=np.float64) - ours
+    n = len(features)  # the covariance divides by n - 1
     if np.array_equal(ours, mean) and np.array_equal(ours_covariance, covariance):
-        return np.zeros(len(centred))
+        return np.zeros(n)
     a, b = _factor(ours_covariance), _factor(np.asarray(covariance, dtype=np.float64))
     u, s, _ = np.linalg.svd(a.T @ b, full_matrices=False)
-    whitened = centred @ (a / (a**2).sum(0)) @ u  # the columns of a are orthogonal
-    n = len(centred)  # the covariance divides by n - 1
-    moved = 2 * centred @ (ours - mean) + n / (n - 1) * ((centred**2).sum(1) - (whitened**2 * s).sum(1))
+    whiten = (a / (a**2).sum(0)) @ u  # the columns of a are orthogonal
+    moved = np.concatenate([
+        2 * x @ (ours - mean) + n / (n - 1) * ((x**2).sum(1) - ((x @ whiten) ** 2 * s).sum(1))
+        for x in (block - ours for block in _blocks(features))
+    ])  # fmt: skip
     return np.asarray(moved - moved.mean())
 
 
+class Features(NamedTuple):
+    """Features of the images that could be made: prompt id -> row, and rows [n, d] float32 in a file without a name."""
+
+    row: dict[str, int]
+    values: np.ndarray
+
+    def of(self, ids: Sequence[str]) -> np.ndarray:
+        """Rows of some prompts, without a copy where these are all."""
+        return self.values if list(ids) == list(self.row) else self.values[[self.row[i] for i in ids]]
+
+
 @lru_cache(maxsize=2)
-def _features(network: FeatureNetwork, images: ImageSet) -> dict[str, np.ndarray]:
-    """Prompt id -> features [d] of every image that could be made; the last two sets are remembered."""
-    found: dict[str, np.ndarray] = {}
-    for batch in images.batches():
-        drawn = [(prompt.id, image) for prompt, image, _ in batch if image is not None]
-        if drawn:
-            found |= zip((i for i, _ in drawn), network.features([image for _, image in drawn]), strict=True)
-    return found
+def _features(network: FeatureNetwork, images: ImageSet) -> Features:
+    """Features of every image that could be made, on disk, so that memory does not grow with their number; the last two
+    sets are remembered."""
+    ids: list[str] = []
+    width = 0
+    with tempfile.TemporaryFile() as file:
+        for batch in images.batches():
+            drawn = [(prompt.id, image) for prompt, image, _ in batch if image is not None]
+            if drawn:
+                found = np.ascontiguousarray(network.features([image for _, image in drawn]), dtype=np.float32)
+                file.write(found.tobytes())
+                width = found.shape[1]
+                ids += [i for i, _ in drawn]
+        file.flush()
+        values = np.memmap(file, np.float32, "r", shape=(len(ids), width)) if ids else np.empty((0, 0), np.float32)
+    return Features({name: row for row, name in enumerate(ids)}, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +245,9 @@ class FID(Evaluator):
         scores = []
         reference = self.features.reference()
         if reference is not None:
-            ours = _stack(drawn, list(drawn))
-            scores += self._scores(self._reference, chosen, list(drawn), ours, reference[:2])
-        shared = [i for i in drawn if i in base]
-        now, before = _stack(drawn, shared), _stack(base, shared)
-        scores += self._scores("vs_original", chosen, shared, now, None, before)
+            scores += self._scores(self._reference, chosen, list(drawn.row), drawn.values, reference[:2])
+        shared = [i for i in drawn.row if i in base.row]
+        scores += self._scores("vs_original", chosen, shared, drawn.of(shared), None, base.of(shared))
         return scores
 
     def _scores(
@@ -250,7 +277,3 @@ class FID(Evaluator):
                 for v, g, i in zip(moved, groups, ids, strict=True)
             ),
         ]
-
-
-def _stack(found: dict[str, np.ndarray], ids: Sequence[str]) -> np.ndarray:
-    return np.array([found[i] for i in ids])
