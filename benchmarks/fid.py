@@ -2,7 +2,7 @@
 
     python -m benchmarks.fid [--images 1000 10000 30000] [--width 2048]
 
-Features are random numbers; what is measured is the distance, and in our way every image's influence on it, each way in a
+Features are random numbers; what is measured is the distance, and in our way every image's influence on it, each in a
 process of its own. Memory is what the process holds itself (RssAnon, sampled), over what it held before.
 """
 
