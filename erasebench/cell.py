@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from erasebench import labels, naming, progress, several, store
 from erasebench.building import without_extras
 from erasebench.naming import FREE, GROWING
+from erasebench.prompts.wording import label_texts
+from erasebench.rebuilding import check
 from erasebench.report.runs import find_run
 from erasebench.store import provenance
 from erasebench.store.files import locate
@@ -43,7 +45,7 @@ def _labels(_root_: DictConfig) -> list[str]:
 def _label_texts(labels: Sequence[str], template: str | None, _root_: DictConfig) -> list[str]:
     """``${label_texts:${.labels},${.template}}``: what a zero-shot judge compares an image with, one text a label."""
     concepts = [_root_.concept, *map(several.node, _root_.get("also") or [])]
-    return several.label_texts(list(labels), template, concepts)
+    return label_texts(list(labels), template, concepts)
 
 
 OmegaConf.register_new_resolver("labels", _labels, replace=True)
@@ -225,6 +227,7 @@ def grow(cell: Cell) -> None:
             "name of its own (name=NAME, of a checkpoint method.name=NAME, of a model model.name=NAME), or delete it"
         )
     config = cell.config
+    check({k: v for k, v in evaluators.items() if k not in config["evaluator"]}, str(cell.folder / "run.json"))
     config["evaluator"] = {
         **{k: v for k, v in evaluators.items() if k not in config["evaluator"]},
         **config["evaluator"],

@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from erasebench import fields, store
-from erasebench.building import build
 from erasebench.command.arguments import command, parse
+from erasebench.rebuilding import rebuild
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.pictures import save
 from erasebench.report.tables import read_scores
@@ -69,9 +69,11 @@ class Run:
     def prompts(self) -> list[Prompt]:
         """The prompts it was to draw, besides its attack's."""
         config = self.record["config"]
-        concepts: list[Concept] = [build(node) for node in (config["concept"], *config["also"])]
+        where = str(self.folder / "run.json")
+        concepts = [rebuild(node, Concept, where) for node in (config["concept"], *config["also"])]
         erased = joint(concepts) if len(concepts) > 1 else concepts[0]
-        return [p for p in build(config["prompts"]).prompts(erased) if p.group != "coco"]
+        source: Any = rebuild(config["prompts"], object, where)
+        return [p for p in source.prompts(erased) if p.group != "coco"]
 
     def images(self, side: str, prompts: Sequence[Prompt]) -> ImageSet:
         """Images of one side, where the run says they lie."""

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erasebench import diffusion, store
-from erasebench.building import build
 from erasebench.protocols import Guide
+from erasebench.rebuilding import rebuild
 from erasebench.types import Pipeline
 
 TENSORS, MATRIX, RECORD = "changed.safetensors", "matrix.safetensors", "erasure.json"
@@ -52,7 +52,7 @@ def load(folder: Path, original: Pipeline) -> Pipeline:
     """The erased model; ``original`` itself where nothing differs.
 
     Raises:
-        ValueError: an erasure of another model.
+        ValueError: an erasure of another model; a guide of a class that no config in use names.
     """
     guide = read(folder).get("guide")
     if (folder / MATRIX).exists():
@@ -63,7 +63,7 @@ def load(folder: Path, original: Pipeline) -> Pipeline:
             return original
         erased = diffusion.apply_tensors(original, tensors)
     if guide is not None:
-        erased.guide = build(guide)
+        erased.guide = rebuild(guide, Guide, str(folder / RECORD))  # type: ignore[type-abstract]
     return erased
 
 
