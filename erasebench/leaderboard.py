@@ -9,13 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from erasebench.command.arguments import command, parse
+from erasebench.command.arguments import Incomplete, command, parse
 
 USAGE = "usage: python -m erasebench.leaderboard [results=DIR]"
 
 
 def write(root: Path) -> str:
-    """Write both files into the results folder; returns what is printed."""
+    """Write both files into the results folder; returns what is printed.
+
+    Raises:
+        Incomplete: runs that are damaged are left out of it.
+        OSError, ValueError: no runs, or none that can be read.
+    """
     from erasebench.report.checks import between_attacks
     from erasebench.report.evidence import other_settings
     from erasebench.report.leaderboard import grid, leaderboard, legend
@@ -23,7 +28,8 @@ def write(root: Path) -> str:
     from erasebench.report.tables import read_results, write_csv
     from erasebench.store.files import replacing
 
-    scores = read_results(root, headlines=True)
+    skipped: list[str] = []
+    scores = read_results(root, headlines=True, skipped=skipped)
     board = leaderboard(scores)
     lines, told = grid(board), legend(board)
     doubted = [*between_attacks(scores), *other_settings(scores)]
@@ -33,7 +39,10 @@ def write(root: Path) -> str:
         doubts = "\n\nDoubts (docs/flags.md):\n\n" + "\n".join(f"- {flag}" for flag in flags) if flags else ""
         work.write_text(f"# Leaderboard\n\n{as_markdown(lines)}\n\n{told}{doubts}\n", encoding="utf-8")
     doubts = "".join(f"\n! {flag}" for flag in flags)
-    return f"{as_text(lines)}\n\n{told}{doubts}\n\nwritten: {root / 'leaderboard.csv'}, {root / 'leaderboard.md'}"
+    said = f"{as_text(lines)}\n\n{told}{doubts}\n\nwritten: {root / 'leaderboard.csv'}, {root / 'leaderboard.md'}"
+    if skipped:
+        raise Incomplete(said, skipped)
+    return said
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

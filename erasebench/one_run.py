@@ -6,7 +6,7 @@ where it stopped, and a finished one only reads its tables.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,11 @@ from erasebench.cell import Cell, Result, plan
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.recording import record
 from erasebench.report import tables
-from erasebench.store.files import locate
+from erasebench.report.runs import opened
+from erasebench.store.files import damaged, locate
 from erasebench.types import KEPT_GROUPS, Concept, Prompt, joint
+
+log = logging.getLogger(__name__)
 
 
 def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -36,13 +39,16 @@ def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
 def finished(cell: Cell) -> Result | None:
     """The stored result if this very run is complete."""
     try:
-        record = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))
+        record = opened((cell.folder / "run.json").read_text(encoding="utf-8"))
         if record["key"] != cell.key:
+            return None
+        if lost := damaged(cell.folder, record["files"]):
+            log.warning("%s: %s damaged or gone; made anew from what is stored", cell.folder, ", ".join(lost))
             return None
         scores = tables.read_scores(cell.folder / "scores.parquet")
         summary = tables.read_summary(cell.folder / "summary.csv")
-        return Result(cell.folder, scores, summary, record, True) if (cell.folder / "grid.png").exists() else None
-    except (OSError, ValueError, KeyError):
+        return Result(cell.folder, scores, summary, record, True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

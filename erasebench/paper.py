@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erasebench.command.arguments import command, parse
+from erasebench.command.arguments import Incomplete, command, parse
 
 USAGE = "usage: python -m erasebench.paper table=NAME [results=DIR] [model=A,B] [concept=] [method=] [attack=] [seed=]"
 TABLES = ("methods", "cost", "paired", "attacks", "attack_matrix", "transfer", "budget")
@@ -32,6 +32,7 @@ def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: Path)
     """A table in Markdown; of ``budget`` the name of the picture written.
 
     Raises:
+        Incomplete: runs that are damaged are left out of it.
         OSError, ValueError: no runs, none that are wanted, or files that cannot be read.
     """
     import pandas as pd
@@ -41,20 +42,26 @@ def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: Path)
     from erasebench.report.runs import read_runs
     from erasebench.report.tables import read_scores
 
-    found = read_runs(root)
+    skipped: list[str] = []
+    found = read_runs(root, skipped)
     if not any(run.is_(wanted) for run in found):
         asked = " ".join(f"{key}={','.join(values)}" for key, values in wanted.items())
         raise ValueError(f"{root / 'runs'} must hold what is asked for; got none with {asked}; leave a filter out")
     if name in ("methods", "cost"):
-        return as_markdown(getattr(readme_tables, name)(found, wanted))
-    if name == "paired":
+        said = as_markdown(getattr(readme_tables, name)(found, wanted))
+    elif name == "paired":
         scores = [read_scores(run.folder / "scores.parquet") for run in found if run.is_(wanted)]
-        return as_markdown(paired.lines(paired.compare_methods(pd.concat(scores), methods=wanted.get("method", ()))))
-    cells = attack_tables.cells(found, wanted)
-    if name == "budget":
-        attack_tables.draw_budget(cells, out)
-        return str(out)
-    return as_markdown(getattr(attack_tables, name)(cells))
+        said = as_markdown(paired.lines(paired.compare_methods(pd.concat(scores), methods=wanted.get("method", ()))))
+    else:
+        cells = attack_tables.cells(found, wanted)
+        said = str(out)
+        if name == "budget":
+            attack_tables.draw_budget(cells, out)
+        else:
+            said = as_markdown(getattr(attack_tables, name)(cells))
+    if skipped:
+        raise Incomplete(said, skipped)
+    return said
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

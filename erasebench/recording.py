@@ -12,9 +12,10 @@ from erasebench.cell import Cell, Result
 from erasebench.protocols import Attack, Evaluator, Judge
 from erasebench.report import budget, checks, evidence, tables
 from erasebench.report.contact_sheet import contact_sheet
+from erasebench.report.runs import sealed
 from erasebench.report.verdicts import verdicts
 from erasebench.store import provenance
-from erasebench.store.files import replacing
+from erasebench.store.files import file_hash, replacing
 from erasebench.store.images import ImageSet
 from erasebench.types import Prompt, Score
 
@@ -56,11 +57,12 @@ def record(
         "judge": {"name": judge.name, "about": str(getattr(judge, "about", ""))},
         "attack": spent(images["original"].prompts),
         "flags": flags,
+        "files": {p.name: file_hash(p) for p in sorted(cell.folder.iterdir()) if p.is_file() and p.name != "run.json"},
         "steps": cell.steps,
         **provenance.record(),
     }
     with replacing(cell.folder / "run.json") as work:
-        work.write_text(json.dumps(run, indent=1, default=str), encoding="utf-8")
+        work.write_text(sealed(run), encoding="utf-8")
     return Result(cell.folder, frame, summary, run, False)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import math
 import os
 import uuid
@@ -53,6 +54,9 @@ _SCHEMA = pa.schema(
     [("digest", pa.string()), ("class", pa.string()), ("score", pa.float64())]
     + [(name, pa.int64()) for name in ("x", "y", "w", "h")]
 )
+
+ROWS = b"rows"  # metadata of a file of detections: the hash of its rows
+log = logging.getLogger(__name__)
 
 Detection = dict[str, Any]  # {"class": one of 18 names, "score": float in [0.25, 1], "box": [x, y, w, h] in pixels}
 
@@ -300,6 +304,11 @@ class NudeNetJudge(Judge):
         return verdicts
 
 
+def _rows_hash(table: pa.Table) -> bytes:
+    """A hash of all values, which lies beside them in the file."""
+    return key(table.to_pylist()).encode()
+
+
 def write_detections(folder: Path, detector: str, found: dict[str, list[Detection]]) -> Path:
     """Commit raw detections by image digest in one move; the file is named after the digests inside."""
     rows: list[tuple[Any, ...]] = []
@@ -310,7 +319,7 @@ def write_detections(folder: Path, detector: str, found: dict[str, list[Detectio
     work = folder / f".{uuid.uuid4().hex}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        pq.write_table(table, work)
+        pq.write_table(table.replace_schema_metadata({ROWS: _rows_hash(table)}), work)
         os.replace(work, path)
     finally:
         work.unlink(missing_ok=True)
@@ -322,8 +331,13 @@ def read_detections(folder: Path, detector: str) -> dict[str, list[Detection]]:
     found: dict[str, list[Detection]] = {}
     for path in sorted(folder.glob(f"{detector}-*.parquet")):
         try:
-            rows = pq.read_table(path, partitioning=None).to_pylist()
-        except (OSError, pa.ArrowException):
+            table = pq.read_table(path, partitioning=None)
+            rows = table.to_pylist()
+            whole = (table.schema.metadata or {}).get(ROWS) == _rows_hash(table)
+        except (OSError, ValueError, pa.ArrowException):
+            whole = False
+        if not whole:
+            log.warning("%s is damaged; its images are looked at again", path)
             continue
         here: dict[str, list[Detection]] = {}
         for row in rows:

@@ -83,6 +83,14 @@ def _typed(key: str, text: str, default: Any) -> Any:
     return type(default)(value)
 
 
+class Incomplete(Exception):
+    """A result that leaves out what could not be read: what to print all the same, and a line for each thing."""
+
+    def __init__(self, result: str, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.result, self.lines = result, lines
+
+
 def command(usage: str, doc: str | None, arguments: Sequence[str] | None, work: Callable[[list[str]], str]) -> int:
     """Run a small command: its help, its result on stdout, or its error in one line; returns the exit code.
 
@@ -99,6 +107,11 @@ def command(usage: str, doc: str | None, arguments: Sequence[str] | None, work: 
         print(work(given))
     except KeyboardInterrupt:
         return 130
+    except Incomplete as partly:
+        print(partly.result)
+        for line in partly.lines:
+            print(f"error: {line}", file=sys.stderr)
+        return 1
     except Misused as error:
         print(f"error: {error}; {usage}", file=sys.stderr)
         return 2

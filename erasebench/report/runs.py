@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erasebench.store.files import locate
+from erasebench.store.files import damaged, locate
 
 FILTERS = ("model", "concept", "method", "attack", "seed")
 LITERAL = "paper"  # the recipe that changes nothing
@@ -61,21 +62,72 @@ def find_run(path: str | Path) -> Path:
     return found[0] if found else path
 
 
-def read_runs(root: str | Path) -> list[Run]:
+def sealed(record: Mapping[str, Any]) -> str:
+    """The text of a ``run.json``: the record with a checksum of itself."""
+    plain = json.loads(json.dumps(record, default=str))
+    return json.dumps({**plain, "checksum": _checksum(plain)}, indent=1)
+
+
+def opened(text: str) -> dict[str, Any]:
+    """The record of a ``run.json``; one without a checksum is an older one's.
+
+    Raises:
+        ValueError: it is no record, or its checksum is another.
+
+    >>> opened(sealed({"key": "a"}))["key"]
+    'a'
+    """
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError(f"a record of a run must be a JSON object; got {type(record).__name__}")
+    if "checksum" in record and record["checksum"] != _checksum({k: v for k, v in record.items() if k != "checksum"}):
+        raise ValueError("the record's checksum must be that of its values; it was changed or damaged")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+TABLES = ("scores.parquet", "summary.csv", "budget.csv")  # what boards read of a run
+
+
+def recorded(path: Path) -> Run:
+    """The run of a ``run.json``, whose tables are as they were when it was written.
+
+    Raises:
+        ValueError: it is no record of a run, or a table is damaged or gone.
+    """
+    try:
+        run = Run(path.parent, opened(path.read_text(encoding="utf-8")))
+        _ = run.names, run.record["steps"], run.key
+        lost = damaged(path.parent, run.record.get("files", {}), TABLES)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no record of a run; delete its folder and run its cell again") from None
+    if lost:
+        raise ValueError(f"{path.parent / lost[0]} is damaged or gone; run its cell again, which makes it anew")
+    return run
+
+
+def read_runs(root: str | Path, skipped: list[str] | None = None) -> list[Run]:
     """Every finished run under a results folder, in path order.
+
+    Args:
+        root: the results folder.
+        skipped: a line is added for each run that is damaged, and the others are read; None: it is an error.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a record that cannot be read.
+        ValueError: a record that cannot be read, or a damaged table.
     """
     found = []
     for path in sorted(Path(root).glob("runs/**/run.json")):
         try:
-            run = Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
-            _ = run.names, run.record["steps"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is no record of a run; delete its folder and run its cell again") from None
-        found.append(run)
+            found.append(recorded(path))
+        except ValueError as error:
+            if skipped is None:
+                raise
+            skipped.append(f"left out: {error}")
     if not found:
         raise FileNotFoundError(
             f"no run.json under {Path(root) / 'runs'}; run `python -m erasebench` first, or name another folder with "

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erasebench.report.influence import by_image
+from erasebench.report.runs import recorded
 from erasebench.report.sharing import clusters_of
 from erasebench.report.summary import Runs, difference, summarise_prompts, summarise_whole
 from erasebench.store.files import replacing
@@ -211,16 +212,17 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     return _frame(_read(Path(path)))
 
 
-def read_results(root: str | Path, headlines: bool = False) -> pd.DataFrame:
+def read_results(root: str | Path, headlines: bool = False, skipped: list[str] | None = None) -> pd.DataFrame:
     """All scores under a results folder, ``runs/**/scores.parquet``, in path order.
 
     Args:
         root: the results folder.
         headlines: only the rows of headline metrics.
+        skipped: a line is added for each run whose table is damaged, and the others are read; None: it is an error.
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a file that :func:`read_scores` refuses.
+        ValueError: a file that :func:`read_scores` refuses, or that is not as its run.json says.
     """
     paths = sorted(Path(root).glob("runs/**/scores.parquet"))
     if not paths:
@@ -228,7 +230,19 @@ def read_results(root: str | Path, headlines: bool = False) -> pd.DataFrame:
             f"no scores.parquet under {Path(root) / 'runs'}; run `python -m erasebench` first, or name another "
             "folder with results=DIR"
         )
-    return _frame(pa.concat_tables([_read(path, headlines) for path in paths]))
+    found = []
+    for path in paths:
+        try:
+            if (path.parent / "run.json").exists():
+                recorded(path.parent / "run.json")
+            found.append(_read(path, headlines))
+        except (OSError, ValueError) as error:
+            if skipped is None:
+                raise
+            skipped.append(f"left out: {error}")
+    if not found:
+        raise ValueError(f"{Path(root) / 'runs'} must hold a table that can be read; {(skipped or [''])[0]}")
+    return _frame(pa.concat_tables(found))
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> Path:

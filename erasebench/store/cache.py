@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from erasebench.store.files import FULL, explained, fsync, work_path
+from erasebench.store.files import FULL, explained, file_hash, fsync, work_path
 from erasebench.store.files import check_writable as check_writable  # part of the store for its callers
 
 MANIFEST = "manifest.json"
-HASHED_BYTES = 64 * 2**20  # larger files are checked by their length only
 
 
 def key(*parts: Any) -> str:
@@ -49,10 +48,7 @@ def key(*parts: Any) -> str:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > HASHED_BYTES:
-        return {"bytes": size}
-    return {"bytes": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.util
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 STALE_SECONDS = 2 * 24 * 3600  # leftovers of killed runs older than this are removed
+LARGE = 64 * 2**20  # bytes of files whose hash is remembered while a process lives
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
@@ -91,6 +94,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
             fsync(path.parent)
         finally:
             work.unlink(missing_ok=True)
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file's bytes, read in a stream; of a large one once per process and state of the file."""
+    stat = Path(path).stat()
+    read = _hash_once if stat.st_size > LARGE else _hash
+    return read(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+def _hash(path: str, mtime_ns: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_hash_once = lru_cache(maxsize=256)(_hash)
+
+
+def damaged(folder: Path, files: Mapping[str, str], only: Sequence[str] = ()) -> list[str]:
+    """Names of a folder's files that are not as their hashes say; gone ones, and folders in their places, too.
+
+    Args:
+        folder: where they lie.
+        files: name -> sha256.
+        only: look at these alone; at all if empty.
+    """
+    found = []
+    for name, digest in files.items():
+        path = folder / Path(name).name
+        if (not only or name in only) and not (path.is_file() and file_hash(path) == digest):
+            found.append(name)
+    return found
 
 
 def tensor_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
