@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 COMMIT = 2  # batches drawn between two commits
 _pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once
+_prints: dict[int, str] = {}  # its fingerprint by its id, which the last step found as it was
 
 
 def load(cell: Cell) -> Pipeline:
@@ -42,7 +43,7 @@ def load(cell: Cell) -> Pipeline:
     with cell.measured("load") as record:
         record["cached"] = name in _pipes
         if name not in _pipes:
-            _pipes.clear()
+            _forget()
             options = {"revision": model["revision"], "dtype": model["dtype"], "device": device}
             _pipes[name] = diffusion.load(locate(model["path"]), **options)
     return _pipes[name]
@@ -103,20 +104,35 @@ def _erase(
     return erased, model_key if erased is model else key
 
 
+def _forget() -> None:
+    """The loaded model, so that the next cell loads it anew."""
+    _pipes.clear()
+    _prints.clear()
+
+
 @contextmanager
-def _unharmed(who: str, pipe: Pipeline) -> Iterator[None]:
+def _unharmed(who: str, pipe: Pipeline, beside: Pipeline | None = None) -> Iterator[None]:
     """Refuse what the block returns if it changed ``pipe`` itself: every later cell would draw the damaged model.
+
+    Args:
+        who: named in the error.
+        pipe: what is watched.
+        beside: the model it is a fork of, which is watched too: tensors that they share are looked at once.
 
     Raises:
         ValueError: weights, configs, the scheduler or hooks of ``pipe`` are not as they were; the model is forgotten.
     """
-    before = diffusion.fingerprint(pipe)
+    known = any(pipe is kept for kept in _pipes.values())  # what the last step left as it was is not hashed again
+    before = _prints.get(id(pipe)) if known else None
+    before = before or diffusion.fingerprint(pipe, None if pipe is beside else beside)
     try:
         yield
     finally:
-        harmed = diffusion.fingerprint(pipe) != before
+        harmed = diffusion.fingerprint(pipe, None if pipe is beside else beside) != before
         if harmed:
-            _pipes.clear()  # the next cell of a sweep loads it anew
+            _forget()
+        elif known and (beside is None or pipe is beside):
+            _prints[id(pipe)] = before
     if harmed:
         raise ValueError(
             f"{who} must leave the pipeline it is given as it was; it changed it in place (weights, scheduler, or a "
@@ -155,7 +171,7 @@ def _attack(
     def make(folder: Path) -> None:
         with workspace.use(cell.root / "cache" / "work" / f"attack-{key}"):
             who = f"attack {cell.names['attack']}"
-            with _unharmed(who, original), _unharmed(who, erased):
+            with _unharmed(who, original), _unharmed(who, erased, original):
                 found = attack.attack(erased, original, sources, concept, judge)
         embeds = {p.id: torch.from_numpy(p.embeds) for p in found if p.embeds is not None}
         rows = [{k: v for k, v in asdict(p).items() if k != "embeds"} for p in found]

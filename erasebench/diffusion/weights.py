@@ -93,8 +93,11 @@ def apply_matrix(original: Pipeline, edit: torch.Tensor) -> Pipeline:
     return pipe
 
 
-def fingerprint(pipe: Pipeline) -> str:
+def fingerprint(pipe: Pipeline, beside: Pipeline | None = None) -> str:
     """Hash of everything a pipeline's images depend on: 16 hex digits, equal for equal weights and configs.
+
+    With ``beside``, of which ``pipe`` is a fork, tensors that are that one's own count by name alone: quick, and enough
+    to see whether ``pipe`` is changed while ``beside`` is watched too.
 
     Covers weights (names, dtypes, shapes, bytes), hooks and configs of UNet, VAE and text encoders, the scheduler's
     config and the tokenizers' vocabularies. Independent of device, folder and library version; float16 and float32
@@ -103,8 +106,11 @@ def fingerprint(pipe: Pipeline) -> str:
     digest = hashlib.sha256()
     for name, part in sorted(_modules(pipe).items()):
         digest.update(_line(name, type(part).__name__, _config(part), _hooked(part)))
+        shared = getattr(beside, name).state_dict() if beside is not None else {}
         for key, tensor in sorted(part.state_dict().items()):
             digest.update(_line(key, str(tensor.dtype), list(tensor.shape)))
+            if key in shared and tensor.data_ptr() == shared[key].data_ptr() and tensor.shape == shared[key].shape:
+                continue
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     digest.update(_line("scheduler", type(pipe.scheduler).__name__, _config(pipe.scheduler)))
     for name, part in sorted(pipe.components.items()):
