@@ -16,23 +16,25 @@ ROLES = ("present", "kept", "similarity", "distance")  # of the headlines that a
 def methods(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """One row per run, the original model's before the first of each concept; a column for each head.
 
-    Column ``clusters``: of each head with fewer clusters than images, in the order of the columns, how many there are
-    (distinct texts, searches, words, concepts), by which the intervals go.
+    Column ``clusters``: of each group with fewer clusters than images, in the order of the columns, how many there are
+    (distinct texts, searches, words, concepts), by which the intervals go; not said again where they are the same.
     """
     named = method_names(found)
     chosen = [(run, _headlines(read_summary(run.folder / "summary.csv"))) for run in found if run.is_(wanted)]
     together = pd.concat([rows for _, rows in chosen]) if chosen else pd.DataFrame(columns=["head", "place"])
     heads = list(dict.fromkeys(together.sort_values("place", kind="stable")["head"]))
-    lines, seen = [["concept", "method", "n", "clusters", *heads]], set()
+    lines = [["concept", "method", "n", "clusters", *heads]]
+    seen: dict[str, str] = {}  # concept -> the clusters of its first row
     for run, rows in chosen:
         concept = run.names["concept"]
         n = str(int(rows.n[rows.group == "target"].max())) if (rows.group == "target").any() else "-"
-        counts = [n, _clusters(rows, heads)]
+        shared = _clusters(rows, heads)
         if concept not in seen:
-            seen.add(concept)
-            lines.append([concept, "*original model*", *counts, *(_value(rows, head, "base") for head in heads)])
+            seen[concept] = shared
+            lines.append([concept, "*original model*", n, shared, *(_value(rows, head, "base") for head in heads)])
         if run.names["method"] != NOTHING:
-            lines.append([concept, named[run.key], *counts, *(_value(rows, head, "mean") for head in heads)])
+            said = "" if shared == seen[concept] else shared
+            lines.append([concept, named[run.key], n, said, *(_value(rows, head, "mean") for head in heads)])
     return lines
 
 
