@@ -22,6 +22,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: "test_sd14_shape" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def no_job_of_another_test():
     """What Hydra holds as its current job belongs to one test."""
