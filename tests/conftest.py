@@ -6,6 +6,7 @@ enough for float64 parity tests. Their pictures mean nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -29,9 +30,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def no_job_of_another_test():
-    """What Hydra holds as its current job belongs to one test."""
+    """What Hydra holds as its current job, and the logging it sets up for it, belong to one test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     HydraConfig.instance().cfg = None
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def byte_tokenizer() -> CLIPTokenizer:
