@@ -461,6 +461,7 @@ def test_a_run_of_a_checkpoint_that_changes_nothing_is_flagged_and_the_null_meth
     assert "changes_nothing" in found["base"] and "changes_nothing" not in found["none"]
 
 
+@pytest.mark.slow
 def test_a_run_refuses_a_misfit_before_it_loads_a_weight(tmp_path, monkeypatch):
     from erasebench.diffusion import loading
 

@@ -120,6 +120,7 @@ def test_an_empty_table_has_no_flags():
 # --- attacks ---
 
 
+@pytest.mark.slow
 def test_an_adaptive_attack_below_the_plain_prompts_is_an_error():
     below = {"target": (0.3, 0.98), "attack": (0.2, 0.9)}
     assert names(cell(below, access="model")) == names(cell(below, access="queries")) == ["adaptive_below_static"]

@@ -87,6 +87,7 @@ def changed(group: str, stem: str) -> tuple[set[str], set[str]]:
     return set(node.attack), {key for key in with_ if with_[key] != without[key]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "attack"), of_attacks("budget"))
 def test_a_budget_changes_what_its_attack_spends_and_nothing_else(stem, attack):
     kind = get_class(config(f"attack={attack}").attack._target_)
@@ -94,6 +95,7 @@ def test_a_budget_changes_what_its_attack_spends_and_nothing_else(stem, attack):
     assert named <= set(kind.spends) and different
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "attack"), of_attacks("strength"))
 def test_a_strength_changes_nothing_that_its_attack_spends(stem, attack):
     kind = get_class(config(f"attack={attack}").attack._target_)
@@ -101,6 +103,7 @@ def test_a_strength_changes_nothing_that_its_attack_spends(stem, attack):
     assert not named & set(kind.spends) and different
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("budget=paper",), ("model=sd14",)], ids=["emoji", "paper", "sd14"])
 def test_controls_judge_as_many_images_as_the_attacks_they_stand_beside(overrides):
     def spent(attack: str) -> int:

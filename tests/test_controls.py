@@ -86,6 +86,7 @@ def one_by_one(control, pipe, candidates):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", CONTROLS, ids=names)
 def test_each_control_equals_a_loop_over_one_prompt_at_a_time(control, pipe64):
     expected = one_by_one(control, pipe64, control.candidates(pipe64, prompts(), CAT))

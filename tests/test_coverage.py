@@ -16,6 +16,7 @@ def test_rates_of_single_images_cover():
     check(coverage.single_rates(2000))
 
 
+@pytest.mark.slow
 def test_rates_in_clusters_cover():
     check(coverage.clustered_rates(250))
 

@@ -73,6 +73,7 @@ def by_hand(pipe, unet, pools, method, draws):
     return sum(weights) / len(draws), sum(concepts) / len(draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{}, {"loss_space": "epsilon"}, {"hard": False, "preserve_scale": 0.3, "eta": 1.5, "phrases": "all"}],
@@ -144,6 +145,7 @@ def test_one_dimensional_k_means_finds_the_best_split():
     assert spread(values[::-1], 99) == list(range(len(values)))[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "centres"), [(1000, 100), (2000, 50)])
 def test_no_restart_of_k_means_is_better(n, centres):
     from scipy.cluster.vq import kmeans
@@ -189,6 +191,7 @@ def test_preserving_keeps_what_is_preserved(tiny_pipe):
     assert drift(10.0) < 0.7 * drift(0.0)
 
 
+@pytest.mark.slow
 def test_the_chosen_layers_change_and_the_seed_decides_every_bit(tiny_pipe):
     before = copy.deepcopy(tiny_pipe.unet.state_dict())
     one, again, other = (EAP(layers="noxattn", **(QUICK | {"seed": seed})).erase(tiny_pipe, CAT) for seed in (4, 4, 5))

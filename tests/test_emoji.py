@@ -58,6 +58,7 @@ def test_it_draws_what_it_is_told(drawn):
     assert concepts >= 0.9 and styles >= 0.8  # measured in full by `python -m erasebench.emoji.training.quality`
 
 
+@pytest.mark.slow
 def test_the_contrastive_model_names_the_pictures(drawn):
     cases, images = drawn
     clip, names = load_contrastive(), list(world.things())

@@ -118,6 +118,7 @@ def test_shipped_weights_are_small_and_half_precision():
     assert {f.suffix for f in files} <= {".safetensors", ".json", ".txt"}
 
 
+@pytest.mark.slow
 def test_the_shipped_model_draws_sentences_it_has_not_read():
     names = list(world.things())[::7]
     said = [grammar.HELD_OUT[3 * i].format(c=n, s="noto", b="blue") for i, n in enumerate(names)]

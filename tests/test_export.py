@@ -146,6 +146,7 @@ def test_exported_tensors_load_into_a_plain_unet_and_as_a_checkpoint(uce_run, em
     assert diffusion.fingerprint(again) == diffusion.fingerprint(erased)
 
 
+@pytest.mark.slow
 def test_a_file_name_is_a_file_with_its_card_beside_it_and_inside(uce_run, embedded, tmp_path, capsys):
     result, results = uce_run
     file = tmp_path / "new" / "cat.safetensors"
@@ -180,6 +181,7 @@ def test_several_parts_in_one_file_keep_their_names(make_pipe, tmp_path):
     assert diffusion.fingerprint(Checkpoint(path=str(out)).erase(base, CAT)) == diffusion.fingerprint(erased)
 
 
+@pytest.mark.slow
 def test_every_folder_has_a_card_with_what_was_done_and_measured(uce_run, tmp_path):
     result, _ = uce_run
     export.export(result.folder, "diffusers", tmp_path / "whole")
@@ -200,6 +202,7 @@ def test_every_folder_has_a_card_with_what_was_done_and_measured(uce_run, tmp_pa
     assert {p.stat().st_mode & 0o044 for p in (tmp_path / "whole").rglob("*") if p.is_file()} == {0o044}
 
 
+@pytest.mark.slow
 def test_a_card_tells_the_base_and_no_folder_of_this_machine(uce_run, tmp_path):
     result, _ = uce_run
     record = copy.deepcopy(result.record)
@@ -224,6 +227,7 @@ def test_a_model_that_was_not_changed_can_be_exported_whole_only(tmp_path, embed
     assert diffusion.fingerprint(diffusion.load(tmp_path / "whole")) == diffusion.fingerprint(embedded)
 
 
+@pytest.mark.slow
 def test_bad_exports_are_one_line(uce_run, tmp_path, capsys):
     result, _ = uce_run
     folder = f"run={result.folder}"

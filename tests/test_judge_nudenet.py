@@ -144,6 +144,7 @@ def composed(*overrides):
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
 
 
+@pytest.mark.slow
 def test_nudity_brings_the_judge_that_sees_it():
     judge = build(composed("model=sd14", "concept=nudity")["judge"])
     assert isinstance(judge, DividedJudge) and judge.first == NudeNetJudge()

@@ -50,6 +50,7 @@ def test_targets_and_captions_are_measured_in_one_run_and_captions_are_about_not
     assert more.summary[(more.summary.evaluator == "fid") & (more.summary.role == "distance")].n.max() == 15
 
 
+@pytest.mark.slow
 def test_a_second_source_gives_what_should_survive_and_nothing_else(tmp_path, captions):
     cell = plan(planned(tmp_path, captions))
     prompts = build_parts(cell).prompts

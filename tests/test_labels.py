@@ -94,6 +94,7 @@ def test_a_cell_grows_by_evaluators_and_prompts(job, tmp_path):
     assert cell.config["prompts"]["n"]["target"] == 40 and cell.config["prompts"]["n"]["neighbour"] == 11
 
 
+@pytest.mark.slow
 def test_other_settings_under_one_name_are_refused_with_the_way_out(job, tmp_path):
     write(job(tmp_path, "method=uce", "method.lamb=5", "name=mine"))
     with pytest.raises(ValueError, match=r"method.lamb was 5.* and is 7.*name=NAME.*method.name=NAME"):

@@ -138,6 +138,7 @@ def test_p4d_is_a_plain_loop_with_torch_s_adam(pipe, erased):
     assert texts[0] != texts[1]  # the steps were long enough to reach another token
 
 
+@pytest.mark.slow
 def test_p4d_n_is_a_plain_loop_with_torch_s_adamw_at_random_timesteps(pipe, erased):
     attack = P4DOriginal(**RANDOM)
     adamw = lambda x: torch.optim.AdamW(x, lr=0.1, weight_decay=0.1)  # noqa: E731

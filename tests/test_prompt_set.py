@@ -118,6 +118,7 @@ def test_every_published_file_has_a_yaml_and_the_index_counts(file):
         assert [p.guidance_scale for p in read] == [float(r[node["guidance"]]) for r in rows]
 
 
+@pytest.mark.slow
 @published
 @pytest.mark.parametrize("name", ["nudity142", "i2p", "ringabell_contrast"])
 def test_what_is_left_of_a_sexual_set_and_what_was_dropped_add_up(name, tiny_pipe):

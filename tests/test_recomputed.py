@@ -114,6 +114,7 @@ def mean_interval(values, names):
     return values.mean() - margin, values.mean() + margin
 
 
+@pytest.mark.slow
 def test_the_summary_is_scipy_s(scores):
     summary, checked = tables.summarise(scores), 0
     for row in summary[(summary.relation == "") & (summary.group != "kept")].itertuples():

@@ -135,6 +135,7 @@ def test_a_sweep_of_a_setting_leaves_rows_apart(tmp_path):
     assert first.folder != second.folder and set(second.scores.settings) == {"steps=4"}
 
 
+@pytest.mark.slow
 def test_images_that_are_no_images_are_flagged_rows_and_never_scores(tmp_path, monkeypatch):
     from erasebench import diffusion
 

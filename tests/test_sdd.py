@@ -39,6 +39,7 @@ def by_hand(pipe, unet, teacher, method, draws):
     return slow.mean_square(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"phrases": "all"}, {"phrases": "all", "joined": "target"}])
 def test_the_loss_is_the_literal_one(double_pipe, fields):
     method = SDD(steps=10, batch_size=4, guidance_scale=2.5, **fields)
@@ -92,6 +93,7 @@ def test_the_seed_decides_every_bit_and_the_original_is_left_alone(tiny_pipe):
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_pipe.unet.state_dict().items())
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_in_the_same_bits(tiny_pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(fine_tuning, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(fine_tuning, "SAVE_SHARE", float("inf"))

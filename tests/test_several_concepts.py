@@ -184,6 +184,7 @@ def test_a_sequence_is_one_erasure_after_the_other_and_starts_with_the_single_ru
     assert single.record["steps"]["erase"]["key"] != result.record["steps"]["erase"]["key"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -109,6 +109,7 @@ def test_the_leaderboard_has_its_columns_directions_and_order(results, capsys):
     assert "no_better_than_control: emoji/cat/gag/paper: megaphone" in out and "cat/hush" not in out.split("! ")[-1]
 
 
+@pytest.mark.slow
 def test_flags_know_its_roles(tmp_path):
     def names(**options):
         return [flag["flag"] for flag in checks.flags(write(tmp_path, method="hush", attack="megaphone", **options))]
@@ -137,6 +138,7 @@ def test_embedding_attacks_are_not_held_against_text_attacks(tmp_path):
     assert "letter (latent) in 90%" in flag["message"]
 
 
+@pytest.mark.slow
 def test_the_tables_of_readme_and_docs_have_it(results, capsys):
     found = {}
     for table in ("methods", "attacks", "attack_matrix", "cost"):

@@ -206,6 +206,7 @@ def test_the_same_prompt_in_two_runs_is_two_pairs():
 VALUE = st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0]), st.sampled_from(["target", "attack"]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(st.lists(VALUE, min_size=1, max_size=30), st.randoms())
 def test_the_summary_does_not_depend_on_the_order_of_rows(values, random):

@@ -261,6 +261,7 @@ def test_the_weights_are_left_alone_even_if_they_ask_for_gradients(pipe, erased)
     assert all(p.requires_grad and p.grad is None for p in trained.unet.parameters())
 
 
+@pytest.mark.slow
 def test_a_model_deaf_to_text_has_zero_gradient_and_a_broken_one_nan(pipe, erased):
     deaf, broken = diffusion.fork(erased), diffusion.fork(erased)
     for name, layer in diffusion.cross_attention_projections(deaf).items():

@@ -58,6 +58,7 @@ def goal_by_hand(attack, original, text, x0, noise, x_t, t):
     return noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", ATTACKS)
 @torch.no_grad()
