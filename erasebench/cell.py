@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import labels, naming, progress, several, store
+from erasebench import fields, labels, naming, progress, several, store
 from erasebench.building import without_extras
 from erasebench.naming import FREE, GROWING
 from erasebench.prompts.wording import label_texts
@@ -28,6 +28,7 @@ from erasebench.types import Prompt
 
 log = logging.getLogger(__name__)
 
+MOST_STEPS, MOST_AT_ONCE = 100_000, 4096  # beyond which a number is a slip of the pen
 VERSION = 1  # of the run's steps; raise it when their results change
 IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
 SOURCES = ("prompts", "kept")
@@ -63,6 +64,7 @@ class Cell:
         folder: of this run below it.
         model_hash: of the model's weights and config.
         steps: what each step cost, filled while it runs.
+        stored: step -> keys in the store that the run refers to, filled while it runs.
     """
 
     config: dict[str, Any]
@@ -71,6 +73,17 @@ class Cell:
     folder: Path
     model_hash: str = ""
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: dict[str, list[str]] = field(default_factory=dict)
+
+    def step(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The folder of a step's result in the store (:func:`erasebench.store.step`), which this run refers to."""
+        self.refer(name, key)
+        return store.step(self.root, name, key, make)
+
+    def refer(self, name: str, key: str) -> None:
+        """Note that this run needs what the store has under a key."""
+        known = self.stored.setdefault(name, [])
+        known.extend([key] if key not in known else [])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def plan(cfg: DictConfig) -> Cell:
     A run that is in its folder already grows: evaluators and prompts of both are measured.
 
     Raises:
-        ValueError, OSError: an impossible setting; a results folder that is not writable; other settings in the folder.
+        ValueError, OSError: an impossible setting; other settings in the folder.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]} must be given, it has no default; got nothing; add {missing[0]}=VALUE")
@@ -152,7 +165,7 @@ def plan(cfg: DictConfig) -> Cell:
     names, place = naming.names(cfg, config)
     if names["recipe"] not in ("paper", "paper changed"):
         several.check_kinds(names["recipe"], [config["concept"], *config["also"]])
-    root = store.check_writable(locate(config["results"]))
+    root = locate(config["results"])
     cell = Cell(config, names, root, root.joinpath("runs", *place, f"seed{config['seed']}"))
     cell.model_hash = model_hash(config["model"], cell.memory)
     grow(cell)
@@ -175,13 +188,27 @@ def leave_out_extras(config: dict[str, Any]) -> None:
 
 
 def check_numbers(config: Any) -> None:
-    """Values that cannot be right anywhere: a negative seed, steps or batch size below one."""
-    for path, least in (("seed", 0), ("model.steps", 1), ("model.batch_size", 1)):
-        value = config
-        for part in path.split("."):
-            value = value[part]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{path} must be an integer >= {least}; got {value!r}")
+    """Values that cannot be right anywhere: a negative seed, a batch of no image, a model without a path.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    model = fields.mapping("model", config["model"], ("name", "path", "revision", *DRAWING, "device", "batch_size"))
+    fields.integer("seed", config["seed"], least=0)
+    fields.word("model.name", model["name"])
+    fields.path("model.path", model["path"])
+    if model["revision"] is not None:
+        fields.text("model.revision", model["revision"])
+    fields.choice("model.dtype", model["dtype"], ("float32", "float16", "bfloat16", "float64"))
+    fields.integer("model.steps", model["steps"], least=1, most=MOST_STEPS)
+    fields.integer("model.batch_size", model["batch_size"], least=1, most=MOST_AT_ONCE)
+    fields.number("model.guidance_scale", model["guidance_scale"])
+    for side in ("height", "width"):
+        fields.pixels(f"model.{side}", model[side])
+    fields.flag("model.blur_unsafe", model.get("blur_unsafe"))
+    for group in ("results", "data"):
+        fields.text(group, config.get(group), empty=False)
+    fields.mapping("evaluator", config["evaluator"], least=1)
     if not isinstance(kept := config.get("kept"), Mapping | None):
         raise ValueError(f"kept must be a source of prompts; got {kept!r}; choose one with prompts@kept={kept}")
 

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or this machine had no memory left.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("CUDA out of memory.")), out_of_memory(ValueError())
+    (True, True, False)
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def free_memory() -> None:
+    """Give back what torch keeps of an accelerator's memory for later."""
+    gc.collect()
+    if torch.accelerator.is_available() and torch.accelerator.current_accelerator().type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def offered() -> list[str]:

@@ -7,10 +7,13 @@ A line is ``name - what must hold; what was got; what to do``. A bool is no numb
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
+
+_PLAIN = re.compile(r"\w[\w.+@-]*")
 
 
 def number(
@@ -106,6 +109,23 @@ def text(name: str, value: Any, *, empty: bool = True, hint: str = "") -> str:
     return str(found)
 
 
+def word(name: str, value: Any, *, most: int = 120, hint: str = "rename it") -> str:
+    """The value, a plain word that may name a folder anywhere and is no formula, option or hidden file.
+
+    Letters (of any script), digits, ``_ . + @ -``, at most ``most`` bytes, the first a letter, digit or underscore.
+
+    >>> word("model.name", "sd14-v1.4")
+    'sd14-v1.4'
+    >>> word("model.name", "../../x")
+    Traceback (most recent call last):
+    ValueError: model.name must be a plain word (letters, digits, _ . + @ -; at most 120); got '../../x'; rename it
+    """
+    found = _word(value)
+    if found is None or not _PLAIN.fullmatch(found) or len(found.encode()) > most:
+        _refuse(name, f"must be a plain word (letters, digits, _ . + @ -; at most {most})", value, hint)
+    return str(found)
+
+
 def texts(name: str, value: Any, *, least: int = 0, empty: bool = False, hint: str = "") -> tuple[str, ...]:
     """The value, a list of texts, as a tuple; integers among them are taken as their digits.
 
@@ -172,6 +192,37 @@ def numbers(
     if whole:
         return tuple(integer(name, entry, least=least, most=most) for entry in value)
     return tuple(number(name, entry, least=least, above=above, most=most) for entry in value)
+
+
+def pixels(name: str, value: Any) -> int | None:
+    """The value, a side of an image in pixels, or None for the model's own.
+
+    >>> pixels("model.height", 100)
+    Traceback (most recent call last):
+    ValueError: model.height must be null or a multiple of 8 from 8 to 8192; got 100; write model.height=96
+    """
+    right = value is None or (type(value) is int and value % 8 == 0 and 8 <= value <= 8192)
+    if not right:
+        near = 8 * max(1, min(1024, value // 8)) if type(value) is int else None
+        _refuse(name, "must be null or a multiple of 8 from 8 to 8192", value, f"write {name}={_shown(near)}")
+    return value if value is None else int(value)
+
+
+def mapping(name: str, value: Any, keys: Iterable[str] = (), *, least: int = 0) -> Mapping[str, Any]:
+    """The value, a mapping that has all of ``keys`` and at least ``least`` entries.
+
+    >>> mapping("evaluator", {}, least=1)
+    Traceback (most recent call last):
+    ValueError: evaluator must hold at least one setting; got nothing; name one, evaluator=[...]
+    """
+    if not isinstance(value, Mapping):
+        _refuse(name, "must be a mapping of settings", value, f"choose one of its yamls with {name}=...")
+    if len(value) < least:
+        raise ValueError(f"{name} must hold at least one setting; got nothing; name one, {name}=[...]")
+    for key in keys:
+        if key not in value:
+            raise ValueError(f"{name}.{key} must be given; got nothing; write +{name}.{key}=...")
+    return value
 
 
 def path(name: str, value: Any) -> Path:

@@ -20,7 +20,7 @@ from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.recording import record
 from erasebench.report import tables
 from erasebench.report.runs import opened
-from erasebench.store.files import damaged, locate
+from erasebench.store.files import check_writable, damaged, locate
 from erasebench.types import KEPT_GROUPS, Concept, Prompt, joint
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def run(cfg: DictConfig) -> Result:
     cell = plan(cfg)
     if result := finished(cell):
         return result
+    check_writable(cell.root)
     preflight.check(cell.config)
     progress.say_alone(preflight.expected([cell.config], cell.root))
     parts = build_parts(cell)

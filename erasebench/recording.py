@@ -59,6 +59,7 @@ def record(
         "flags": flags,
         "files": {p.name: file_hash(p) for p in sorted(cell.folder.iterdir()) if p.is_file() and p.name != "run.json"},
         "steps": cell.steps,
+        "stored": cell.stored,
         **provenance.record(),
     }
     with replacing(cell.folder / "run.json") as work:

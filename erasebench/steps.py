@@ -24,7 +24,8 @@ from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.store import provenance, workspace
-from erasebench.store.files import locate
+from erasebench.store.claims import POLL, Watch, share
+from erasebench.store.files import FULL, explained, locate
 from erasebench.store.images import ImageSet
 from erasebench.types import Concept, Pipeline, Prompt, Score
 
@@ -84,6 +85,7 @@ def _erase(
     base = {"base": model_key} if model_key != cell.model_hash else {}
 
     def make(folder: Path) -> None:
+        record["cached"] = False
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"), counting() as spent:
             with _unharmed(f"method {cell.names['method']}", model):
                 started = time.perf_counter()
@@ -94,8 +96,7 @@ def _erase(
         how["intact"] = erased is model  # the pipeline it was given: it says itself that it erases nothing
         erasures.save(folder, erased, model, **how, **base)
 
-    record["cached"] &= store.read_manifest(cell.root / "cache" / "erase" / key) is not None
-    folder = store.step(cell.root, "erase", key, make)
+    folder = cell.step("erase", key, make)
     erased = erasures.load(folder, model)
     how = erasures.read(folder)
     record["intact"] &= how.get("intact", True)  # not said by older ones
@@ -169,6 +170,7 @@ def _attack(
     )  # fmt: skip
 
     def make(folder: Path) -> None:
+        record["cached"] = False
         with workspace.use(cell.root / "cache" / "work" / f"attack-{key}"):
             who = f"attack {cell.names['attack']}"
             with _unharmed(who, original), _unharmed(who, erased, original):
@@ -178,8 +180,7 @@ def _attack(
         (folder / "prompts.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
         save_file(embeds, folder / "embeds.safetensors")
 
-    record["cached"] &= store.read_manifest(cell.root / "cache" / "attack" / key) is not None
-    folder = store.step(cell.root, "attack", key, make)
+    folder = cell.step("attack", key, make)
     embeds = load_file(folder / "embeds.safetensors")
     rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     record["prompts"] += len(rows)
@@ -195,21 +196,36 @@ def _seen_by_search(cell: Cell) -> list[Any]:
 
 
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
-    """Images of every model for the same prompts and the same noise; committed every few batches."""
+    """Images of every model for the same prompts and the same noise; committed every few batches.
+
+    What another process is drawing is left to it, and waited for at the end.
+    """
     model = cell.config["model"]
     sets = {side: image_set(cell.root, weights, model, prompts) for side, (_, weights) in models.items()}
     by_digest = {p.digest(): p for p in prompts}
+    for images in sets.values():
+        cell.refer("images", images.key)
     with cell.measured("draw") as record:
         todo = {side: store.missing(images.folder, by_digest) for side, images in sets.items()}
         if sets["erased"].key == sets["original"].key:
             todo["erased"] = []
         total = sum(map(len, todo.values()))
-        record |= {"cached": total == 0, "images": total, "reused": len(sets) * len(by_digest) - total}
+        record["cached"] = total == 0
         record["keys"] = {side: images.key for side, images in sets.items()}  # where they lie, for whoever shows them
         record["truncated"] = _truncated(models["original"][0], prompts)
-        with progress.bar(total=total, desc="draw", unit="image") as bar:
-            for side, digests in todo.items():
-                _draw(models[side][0], sets[side].folder, [by_digest[d] for d in digests], model, bar)
+        watch, waited = Watch(), False
+        with progress.bar(total=total, desc="draw", unit="image") as bar, explained(cell.root, FULL):
+            while todo := {side: left for side in todo if (left := store.missing(sets[side].folder, by_digest))}:
+                before = bar.n
+                for side, left in todo.items():
+                    while _draw_some(models[side][0], sets[side].folder, left, by_digest, model, watch, bar):
+                        pass
+                if bar.n == before:
+                    if not waited:
+                        progress.say("draw: waiting for another process, which draws the rest")
+                    waited = True
+                    time.sleep(POLL)
+            record |= {"images": bar.n, "reused": len(sets) * len(by_digest) - bar.n}  # others' are reused
     return sets
 
 
@@ -224,22 +240,30 @@ def _truncated(pipe: Pipeline, prompts: Sequence[Prompt]) -> dict[str, int]:
     return counts
 
 
-def _draw(pipe: Pipeline, folder: Path, prompts: list[Prompt], model: Mapping[str, Any], bar: progress.Bar) -> None:
-    """Draw prompts in full batches (the last is filled up), so that no image depends on how many are left."""
+def _draw_some(
+    pipe: Pipeline, folder: Path, left: Sequence[str], by_digest: Mapping[str, Prompt], model: Mapping[str, Any],
+    watch: Watch, bar: progress.Bar,
+) -> bool:  # fmt: skip
+    """Draw and commit a few of the prompts that are left and that nobody draws; whether there were any.
+
+    Batches are full (the last is filled up), so that no image depends on how many are left.
+    """
     size = model["batch_size"]
-    for start in range(0, len(prompts), COMMIT * size):
-        part = prompts[start : start + COMMIT * size]
-        filled = part + [part[0]] * (-len(part) % size)
+    with share(folder, lambda: store.missing(folder, left), COMMIT * size, watch) as digests:
+        if not digests:
+            return False
+        part = [by_digest[d] for d in digests]
         drawn = diffusion.generate(
-            pipe, filled, steps=model["steps"], guidance_scale=model["guidance_scale"],
-            height=model["height"], width=model["width"], batch_size=size,
+            pipe, part + [part[0]] * (-len(part) % size), steps=model["steps"],
+            guidance_scale=model["guidance_scale"], height=model["height"], width=model["width"], batch_size=size,
         )  # fmt: skip
         rows: list[store.Row] = []
         for prompt, image, status in drawn:
             if len(rows) < len(part):
                 rows.append((prompt.digest(), image, status))
                 bar.update()
-        store.write_shard(folder, start // (COMMIT * size), rows)
+        store.write_shard(folder, left.index(digests[0]) // (COMMIT * size), rows)
+    return True
 
 
 def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, ImageSet]) -> dict[str, list[Score]]:
@@ -255,14 +279,16 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
                 inputs = [subset.key, base.key, asked]
                 key = store.key(evaluator.version, node, shared, cell.made_from(node, shared), inputs)
-                record["cached"] &= store.read_manifest(cell.root / "cache" / "score" / key) is not None
-                folder = store.step(cell.root, "score", key, partial(_score, evaluator, subset, base))
+                folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
                 out[side] += [Score(**row) for row in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
                 bar.set_postfix_str(name)
                 bar.update()
     return out
 
 
-def _score(evaluator: Evaluator, images: ImageSet, original: ImageSet, folder: Path) -> None:
+def _score(
+    record: dict[str, Any], evaluator: Evaluator, images: ImageSet, original: ImageSet, folder: Path
+) -> None:  # fmt: skip
+    record["cached"] = False
     rows = [asdict(s) for s in evaluator.score(images, original)] if images.prompts else []
     (folder / "scores.json").write_text(json.dumps(rows), encoding="utf-8")

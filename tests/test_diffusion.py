@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from erasebench import diffusion
+from erasebench.diffusion import sampling
 from erasebench.types import Prompt
 
 TEXTS = ["a cat", "", "two dogs, é", "x " * 100]
@@ -125,6 +126,36 @@ def test_batch_and_order_change_nothing(tiny_pipe, batch_size):
     other = pixels(diffusion.generate(tiny_pipe, PROMPTS[::-1], steps=3, batch_size=batch_size))
     assert largest_difference(whole, other) <= 1
     assert largest_difference({"0": whole["0"]}, {"0": whole["2"]}) > 1  # same text, other seed: another image
+
+
+def test_without_memory_the_batch_is_halved_and_said_and_every_image_is_there(tiny_pipe, monkeypatch, caplog):
+    prompts = [Prompt(id=str(i), text="a cat", seed=i) for i in range(7)]
+    monkeypatch.setattr(sampling, "_room", {})
+    want = [np.asarray(image) for _, image, _ in diffusion.generate(tiny_pipe, prompts, steps=2, batch_size=2)]
+    whole, asked = sampling._sample, []
+
+    def little(pipe, batch, *rest):
+        asked.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return whole(pipe, batch, *rest)
+
+    monkeypatch.setattr(sampling, "_sample", little)
+    drawn = list(diffusion.generate(tiny_pipe, prompts, steps=2, batch_size=6))
+    assert asked == [6, 3, 1, 1, 1, 1, 1, 1, 1] and [p.id for p, _, _ in drawn] == [str(i) for i in range(7)]
+    apart = [np.abs(np.asarray(image).astype(int) - w).max() for (_, image, _), w in zip(drawn, want, strict=True)]
+    assert max(apart) <= 1
+    assert "out of memory with 6 images at once; going on with 3" in caplog.text
+    asked.clear()
+    list(diffusion.generate(tiny_pipe, prompts[:2], steps=2, batch_size=6))
+    assert asked == [1, 1]  # it is remembered
+
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sampling, "_sample", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(diffusion.generate(tiny_pipe, prompts, steps=2, batch_size=6))
 
 
 def test_guidance_of_a_prompt_overrides_the_default_within_a_batch(tiny_pipe):

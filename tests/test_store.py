@@ -15,8 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from erasebench import store
+from erasebench.command import errors
+from erasebench.store.files import NoRoom
 from erasebench.store.images import ImageSet
 from erasebench.types import Prompt
 
@@ -204,6 +208,28 @@ def test_an_unwritable_results_folder_is_one_line(tmp_path):
     with pytest.raises(OSError, match="cannot be written"):
         store.write_shard(tmp_path / "file", 0, rows([1]))
     assert store.check_writable(tmp_path / "new" / "results").is_dir() and files(tmp_path / "new") == ["results"]
+
+
+def test_files_have_the_modes_the_user_s_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = store.step(tmp_path, "erase", "k1", lambda work: save_file({"w": np.ones(2)}, work / "w.safetensors"))
+        with store.replacing(tmp_path / "w.safetensors") as work:
+            save_file({"w": np.ones(2)}, work)
+    finally:
+        os.umask(before)
+    for path in (folder / "w.safetensors", tmp_path / "w.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), SafetensorError("code: 28")])
+def test_a_full_disk_has_a_name_of_its_own(tmp_path, error):
+    def full(_):
+        raise error
+
+    with pytest.raises(NoRoom, match="free some space"):
+        store.step(tmp_path, "erase", "k1", full)
+    assert errors.code(NoRoom("x")) == 1
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_result(tmp_path, monkeypatch):

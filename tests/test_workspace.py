@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from erasebench.store import workspace
 from erasebench.store.workspace import Workspace
@@ -39,3 +40,30 @@ def test_the_folder_stays_after_a_failure_and_goes_after_success(tmp_path):
     with workspace.use(folder) as space:
         assert space.load("training") is not None
     assert not folder.exists()
+
+
+def test_a_flipped_bit_counts_as_none(tmp_path):
+    space = Workspace(tmp_path)
+    space.save("training", {"w": torch.ones(64), "b": torch.ones(3, dtype=torch.bfloat16)}, step=3)
+    path = tmp_path / "training.safetensors"
+    whole = path.read_bytes()
+    for place in range(8, len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        found = space.load("training")
+        if found is not None:  # a blank of the header: nothing it says has changed
+            assert torch.equal(found[0]["w"], torch.ones(64)) and found[1] == {"step": 3}
+
+
+def test_a_full_disk_loses_progress_and_not_the_work(tmp_path, monkeypatch, caplog):
+    space = Workspace(tmp_path)
+    space.save("training", {"w": torch.ones(2)}, step=1)
+
+    def full(*_, **__):
+        raise SafetensorError('Error while serializing: IoError(Os { code: 28, message: "No space left on device" })')
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    space.save("training", {"w": torch.zeros(2)}, step=2)
+    assert "progress is not kept" in caplog.text and "No space left" in caplog.text
+    assert space.load("training")[1] == {"step": 1}

@@ -117,5 +117,5 @@ def command(usage: str, doc: str | None, arguments: Sequence[str] | None, work: 
         return 2
     except Exception as error:
         errors.report(error)
-        return 2 if errors.explain(error) else 1
+        return errors.code(error)
     return 0

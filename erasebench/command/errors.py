@@ -8,6 +8,7 @@ import sys
 import traceback
 
 from erasebench.building import EXTRAS
+from erasebench.store.files import FULL, NoRoom
 
 BUG = "this looks like a fault of erasebench; please report it with the lines above and the command that was given"
 STOPPED = "stopped; what was finished is stored, and the same command goes on from there"
@@ -43,7 +44,7 @@ def explain(error: BaseException) -> str | None:
     module, name = type(error).__module__, type(error).__name__
     text = one_line(str(error.args[-1]) if isinstance(error, KeyError) and error.args else str(error))
     family = module.split(".")[0]
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "out of memory" in text.lower():
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or re.search("out of memory|can't allocate", text):
         return f"out of memory - what is drawn at once must fit; {_first(text) or name}; lower model.batch_size"
     if family in ("hydra", "omegaconf"):
         return _hydra(error)
@@ -72,6 +73,16 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def code(error: BaseException) -> int:
+    """Exit code of an error: 2 for a mistake in what was given, 1 for a fault of this program and for a full disk.
+
+    >>> code(ValueError("seed must be an integer")), code(AttributeError("x")), code(OSError(28, "No space left"))
+    (2, 1, 1)
+    """
+    full = isinstance(error, NoRoom) or getattr(error, "errno", None) in FULL
+    return 1 if full or explain(error) is None else 2
+
+
 def _first(text: str) -> str:
     """The first sentence, without the advice torch gives to its own developers."""
     return re.split(r"\. |\s*Exception raised from|\s*CUDA kernel errors might", text, maxsplit=1)[0].rstrip(".")
@@ -85,6 +96,8 @@ def _missing(error: ImportError, text: str) -> str:
 
 
 def _file(error: OSError, text: str) -> str:
+    if error.errno in FULL:
+        return f"the disk - must have room; {text}; free some space and give the same command again, it goes on"
     if error.errno is None or not error.filename:
         return text
     return f"{error.filename} - {os.strerror(error.errno).lower()}; check the path"

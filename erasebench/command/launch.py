@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -30,7 +30,7 @@ from erasebench.command.typed import Typed
 from erasebench.one_run import Result, run
 from erasebench.report import display
 
-CODES = {"ok": 0, "error": 2, "lost": 2, "fault": 1}  # of a cell's outcome; of several the worst: 1 before 2 before 0
+CODES = {"ok": 0, "error": 2, "lost": 2, "fault": 1, "full": 1}  # of a cell's outcome; of several 1 before 2 before 0
 _single: list[Outcome] = []
 
 
@@ -68,7 +68,7 @@ def launch(arguments: Sequence[str]) -> int:
         return 130
     except Exception as error:
         errors.report(error)
-        return 2 if errors.explain(error) else 1
+        return errors.code(error)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -231,8 +231,9 @@ def _attempt(cfg: DictConfig, number: int, label: str, where: str) -> Outcome:
         result = run(cfg)
     except Exception as error:
         text = errors.report(error, where)
-        status = "error" if errors.explain(error) else "fault"
-        return Outcome(number, label, status, text, time.monotonic() - started)  # type: ignore[arg-type]
+        status: Literal["error", "fault", "full"]
+        status = "fault" if errors.explain(error) is None else "error" if errors.code(error) == 2 else "full"
+        return Outcome(number, label, status, text, time.monotonic() - started)
     if not where:
         print(display.closing(result), flush=True)
     return _outcome(number, label, result, time.monotonic() - started)

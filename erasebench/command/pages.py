@@ -17,7 +17,7 @@ COMMANDS = {  # name -> what it does; the module erasebench.<name>, or erasebenc
     "export": "an erased model for other tools",
     "convert": "pickled weights into safetensors",
     "found": "the prompts an attack found, as CSV",
-    "verify": "whether stored results are whole",
+    "cache": "what is stored for the runs: its size, whether it is whole, what no run needs",
 }
 
 HELP = """\

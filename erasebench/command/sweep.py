@@ -28,7 +28,7 @@ class Outcome:
     Args:
         number: from 0, as Hydra counts.
         label: what sets it apart in its sweep, ``method=uce attack=none``.
-        status: ok, error (the user's), fault (ours) or lost (its process ended without a word).
+        status: ok, error (the user's), fault (ours), full (the disk) or lost (its process ended without a word).
         text: the error's line, or the cell's headline numbers.
         seconds: it took.
         cached: whether all of it was there.
@@ -37,7 +37,7 @@ class Outcome:
 
     number: int
     label: str
-    status: Literal["ok", "error", "fault", "lost"]
+    status: Literal["ok", "error", "fault", "full", "lost"]
     text: str = ""
     seconds: float = 0.0
     cached: bool = False

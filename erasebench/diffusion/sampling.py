@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from erasebench.devices import free_memory, out_of_memory
 from erasebench.diffusion.encoding import Encoding, Texts
 from erasebench.protocols import Guide
 from erasebench.types import Pipeline, Prompt, Status
+
+log = logging.getLogger(__name__)
+_room: dict[str, int] = {}  # device -> images at once that it had memory for, after it once had not
 
 Drawn = tuple[Prompt, Image.Image | None, Status]
 DECODED_PIXELS = 2**20  # pixels decoded at once: four images of 512x512
@@ -66,7 +71,8 @@ def generate(
         steps: denoising steps.
         guidance_scale: for prompts that bring none.
         height, width: of the images in pixels, multiples of the VAE's factor (8); default: the UNet's own size.
-        batch_size: images per pass; changes speed and memory, not the noise of any image.
+        batch_size: images per pass; changes speed and memory, not the noise of any image. Without memory for them it
+            is halved, which is said, and stays so for this process.
 
     Returns:
         iterator of (prompt, RGB image, "ok"). An image with NaN or infinity is (prompt, None, "nan"), one whose
@@ -87,10 +93,21 @@ def generate(
     vae = _decoder(pipe)
 
     def images() -> Iterator[Drawn]:
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            latents = _sample(pipe, batch, texts, shape, steps, guidance_scale)
-            yield from _finish(batch, _decode(vae, latents))
+        start, size = 0, min(batch_size, _room.get(str(pipe.unet.device), batch_size))
+        while start < len(prompts):
+            batch = prompts[start : start + size]
+            try:
+                drawn = list(_finish(batch, _decode(vae, _sample(pipe, batch, texts, shape, steps, guidance_scale))))
+            except (RuntimeError, MemoryError) as error:
+                if len(batch) < 2 or not out_of_memory(error):
+                    raise
+                size = _room[str(pipe.unet.device)] = len(batch) // 2
+                log.warning("out of memory with %d images at once; going on with %d", len(batch), size)
+            else:
+                start += len(batch)
+                yield from drawn
+                continue
+            free_memory()  # once the error, which holds what the failed batch took, is gone
 
     return images()
 

@@ -13,10 +13,12 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from erasebench.store.files import FULL, explained, file_hash, fsync, work_path
+from erasebench.store.claims import claimed
+from erasebench.store.files import FULL, explained, file_hash, fsync, usual_mode, work_path
 from erasebench.store.files import check_writable as check_writable  # part of the store for its callers
 
 MANIFEST = "manifest.json"
@@ -91,7 +93,8 @@ def step(
 ) -> Path:
     """The folder ``root/cache/name/key`` of a step's result, computed only if it is not there.
 
-    Two processes at once are harmless: both compute, the first to finish wins, the other discards its copy.
+    A second process waits for the one that computes it (:mod:`erasebench.store.claims`); if both should compute, the
+    first to finish wins and the other discards its copy.
 
     Args:
         root: results folder.
@@ -107,17 +110,21 @@ def step(
     if read_manifest(folder) is not None:
         return folder
     work = work_path(folder)
-    with explained(root):
-        work.mkdir(parents=True)
-    try:
+    claim = claimed(folder.parent / f".{key}.claim", name, done=lambda: read_manifest(folder) is not None, also=(work,))
+    with ExitStack() as stack:
+        with explained(root):
+            mine = stack.enter_context(claim)
+            if not mine:
+                return folder
+            work.mkdir(parents=True)
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
         with explained(root, FULL):
             make(work)
             for path in work.rglob("*"):
+                usual_mode(path)
                 fsync(path)
             manifest = {"step": name, "key": key, "meta": dict(meta or {}), "files": _files(work)}
             (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
             fsync(work / MANIFEST)
             _publish(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return folder

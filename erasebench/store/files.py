@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import time
 import uuid
@@ -16,9 +17,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-STALE_SECONDS = 2 * 24 * 3600  # leftovers of killed runs older than this are removed
+from erasebench.store.claims import born, machine, runs
+
+STALE_SECONDS = 2 * 24 * 3600  # leftovers of other machines' processes older than this are removed
+_WORK = re.compile(r"\..+\.(?P<pid>\d+)-(?P<started>\d*)-(?P<machine>[0-9a-f]{6})\.[0-9a-f]{32}\.tmp")
 LARGE = 64 * 2**20  # bytes of files whose hash is remembered while a process lives
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXT = re.compile(r"os error (28|122)\b|code: (28|122)\b|No space left|quota exceeded", re.IGNORECASE)
 DENIED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
@@ -41,19 +46,30 @@ def locate(text: str | Path) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / rest
 
 
+class NoRoom(OSError):
+    """A full disk: nobody's mistake, and what was stored before stays."""
+
+
 @contextmanager
 def explained(folder: Path, errors: tuple[int, ...] = DENIED) -> Iterator[None]:
-    """Turn an OSError about writing into one line that names the folder and what to do."""
+    """Turn an error about writing into one line that names the folder and what to do.
+
+    Raises:
+        NoRoom: the disk is full, be it said by the system or by a library that has no number for it.
+        OSError: it cannot be written.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in errors:
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number is None and not isinstance(error, NoRoom) and _FULL_TEXT.search(str(error)):
+            number = errno.ENOSPC
+        if number not in errors:
             raise
-        remedy = "free some space" if error.errno in FULL else "make it writable"
-        reason = (
-            f"folder {folder} cannot be written ({os.strerror(error.errno)}); {remedy} or choose another results=DIR"
-        )
-        raise OSError(reason) from error  # no errno: its "[Errno 28]" would lead the line
+        full = number in FULL
+        remedy = "free some space" if full else "make it writable"
+        reason = f"folder {folder} cannot be written ({os.strerror(number)}); {remedy} or choose another results=DIR"
+        raise (NoRoom if full else OSError)(reason) from error  # no errno: its "[Errno 28]" would lead the line
 
 
 def fsync(path: Path) -> None:
@@ -66,14 +82,27 @@ def fsync(path: Path) -> None:
 
 
 def work_path(path: Path) -> Path:
-    """A name beside ``path`` that no other process and no reader uses; stale ones of killed processes are removed."""
+    """A name beside ``path`` that no other process and no reader uses; those of killed processes are removed."""
     for old in path.parent.glob(f".{path.name}.*.tmp"):
         try:
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+            if abandoned(old):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         except OSError:  # another process removed it first
             continue
-    return path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
+    me = f"{os.getpid()}-{born(os.getpid())}-{_machine()}"
+    return path.parent / f".{path.name}.{me}.{uuid.uuid4().hex}.tmp"
+
+
+def abandoned(work: Path) -> bool:
+    """Whether the process that made a :func:`work_path` is gone; of another machine's: untouched for two days."""
+    found = _WORK.fullmatch(work.name)
+    if found and found["machine"] == _machine():
+        return not runs(int(found["pid"]), found["started"])
+    return time.time() - work.stat().st_mtime > STALE_SECONDS
+
+
+def _machine() -> str:
+    return hashlib.sha256(machine().encode()).hexdigest()[:6]
 
 
 @contextmanager
@@ -89,6 +118,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         work = work_path(path)
         try:
             yield work
+            usual_mode(work)
             fsync(work)
             work.replace(path)
             fsync(path.parent)

@@ -10,6 +10,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,6 @@ def folder_hash(folder: Path, memory: Path | None = None) -> str:
                 fresh[name] = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{path.relative_to(folder).as_posix()} {fresh[name]}")
     if memory and fresh != known:
-        with replacing(memory) as work:
+        with suppress(OSError), replacing(memory) as work:  # a disk that is read-only or full: they are made again
             work.write_text(json.dumps(fresh, indent=0), encoding="utf-8")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -6,12 +6,15 @@ own folder and removes it once the step's result is there. Outside a run nothing
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,8 @@ from erasebench.store.files import replacing
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,21 @@ class Workspace:
     folder: Path | None
 
     def save(self, name: str, tensors: Mapping[str, torch.Tensor], **values: Any) -> None:
-        """Keep ``tensors`` and JSON ``values`` under ``name`` in place of what was there."""
+        """Keep ``tensors`` and JSON ``values`` under ``name`` in place of what was there.
+
+        Where that cannot be (a full disk) it is said, what was kept before stays, and the work goes on.
+        """
         if self.folder is None:
             return
         from safetensors.torch import save_file  # here, so that reading results needs no torch
 
         kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        with replacing(self._path(name)) as work:
-            save_file(kept, work, metadata={"values": json.dumps(values)})
+        text = json.dumps(values)
+        try:
+            with replacing(self._path(name)) as work:
+                save_file(kept, work, metadata={"values": text, "checksum": _checksum(kept, text)})
+        except (OSError, SafetensorError) as error:
+            log.warning("progress is not kept: %s; the work goes on, a stop would lose it since the last save", error)
 
     def load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """What was last kept under ``name``, or None; a damaged file counts as none."""
@@ -53,13 +65,25 @@ class Workspace:
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["values"])
+                kept = file.metadata()
+                whole = kept["checksum"] == _checksum(tensors, kept["values"])
+                return (tensors, json.loads(kept["values"])) if whole else None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return None
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{name}.safetensors"
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], values: str) -> str:
+    uint8 = import_module("torch").uint8  # whoever has tensors has loaded it; reading results needs none
+    digest = hashlib.sha256(values.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(uint8).numpy() if value.numel() else b"")
+    return digest.hexdigest()
 
 
 NOWHERE = Workspace(None)

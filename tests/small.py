@@ -1,0 +1,17 @@
+"""One small cell of the embedded model, run as Python users do; seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import erasebench
+
+SMALL = (
+    "evaluator=[classifier,asr]", "prompts.n={target:4,paraphrase:0,neighbour:0,unrelated:3,coco:0}", "model.steps=2",
+    "model.batch_size=4",
+)  # fmt: skip
+
+
+def small_run(results: Path, *overrides: str) -> Any:
+    return erasebench.run(*SMALL, f"results={results}", *overrides)
