@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from PIL import Image
 
 from erasebench import diffusion
-from erasebench.fields import integer, number
+from erasebench.fields import integer, number, pixels
 from erasebench.protocols import Judge
 from erasebench.types import Concept, Pipeline, Prompt
 
@@ -57,6 +57,8 @@ class Querying:
         if self.budget is not None:
             integer("budget", self.budget, least=1)
         number("guidance_scale", self.guidance_scale)
+        pixels("height", self.height)
+        pixels("width", self.width)
 
     def images(self, pipe: Pipeline, prompts: Sequence[Prompt]) -> list[Image.Image | None]:
         """One image per prompt with its own seed and guidance; None where it is NaN or constant."""

@@ -24,7 +24,7 @@ def write(root: Path) -> str:
     from erasebench.report.checks import between_attacks
     from erasebench.report.evidence import other_settings
     from erasebench.report.leaderboard import grid, leaderboard, legend
-    from erasebench.report.printing import as_markdown, as_text
+    from erasebench.report.printing import as_markdown, as_text, plain
     from erasebench.report.tables import read_results, write_csv
     from erasebench.store.files import replacing
 
@@ -33,7 +33,7 @@ def write(root: Path) -> str:
     board = leaderboard(scores)
     lines, told = grid(board), legend(board)
     doubted = [*between_attacks(scores), *other_settings(scores)]
-    flags = [f"{flag['flag']}: {flag['message']} {flag['what_to_do']}" for flag in doubted]
+    flags = [plain(f"{flag['flag']}: {flag['message']} {flag['what_to_do']}") for flag in doubted]
     write_csv(root / "leaderboard.csv", board.table)
     with replacing(root / "leaderboard.md") as work:
         doubts = "\n\nDoubts (docs/flags.md):\n\n" + "\n".join(f"- {flag}" for flag in flags) if flags else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from erasebench import labels, several
+from erasebench import fields, labels, several
 
 FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
 GROWING = ("n", "limit")  # settings of prompts that add to a run instead of making another
@@ -47,6 +46,8 @@ def names(cfg: DictConfig, config: Mapping[str, Any]) -> tuple[dict[str, str], l
     folders[2], folders[3] = folders[2] + literal[0], folders[3] + literal[1]
     if around:
         folders[3] += "@" + labels.folder_name(names["settings"])
+    for key, folder in zip(("model.name", "concept", "method", "attack"), folders, strict=True):
+        fields.word(key, folder, most=250)
     return names, folders
 
 
@@ -56,9 +57,8 @@ def _method(config: Mapping[str, Any], word: str, changed: Callable[..., dict[st
     edited = bool({k: v for k, v in found.items() if k not in ("name", "path", "revision") or own is None})
     name = config.get("name") or (own if "name" in found else None)
     for text in (name, own):
-        if text is not None and not re.fullmatch(r"[\w.+-]+", str(text)):
-            key = "name" if config.get("name") else "method.name"
-            raise ValueError(f"{key} must be letters, digits, dots, plus and dashes; got {text!r}; rename it")
+        if text is not None:
+            fields.word("name" if config.get("name") else "method.name", text)
     return (str(name) if name else labels.label(str(own or word), found)), edited
 
 

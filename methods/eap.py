@@ -119,6 +119,7 @@ class EAP(FineTuning, Method):
         fields.integer("centres", self.centres, least=1)
         fields.number("concept_lr", self.concept_lr, above=0)
         fields.number("temperature", self.temperature, above=0)
+        fields.flag("hard", self.hard)
         if self.pool is not None:
             if not isinstance(self.pool, str):
                 object.__setattr__(self, "pool", fields.texts("pool", self.pool, empty=True))

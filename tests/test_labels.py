@@ -109,7 +109,7 @@ def test_a_sweep_gives_every_value_a_folder(job, tmp_path):
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "a b"])
 def test_a_name_is_a_plain_word(job, tmp_path, name):
-    with pytest.raises(ValueError, match=r"method\.name must be letters"):
+    with pytest.raises(ValueError, match=r"method\.name must be a plain word"):
         job(tmp_path, "method=checkpoint", "method.path=x.safetensors", f"method.name='{name}'")
 
 

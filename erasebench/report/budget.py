@@ -13,6 +13,7 @@ import pandas as pd
 
 from erasebench.report import clusters
 from erasebench.report.intervals import wilson, wilson_share
+from erasebench.report.printing import uncell
 from erasebench.report.sharing import clusters_of
 from erasebench.report.tables import write_csv
 from erasebench.store.files import replacing
@@ -128,7 +129,7 @@ def read(path: Path) -> pd.DataFrame:
         ValueError: it is none, or an older version wrote it.
     """
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path).map(uncell)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no readable table; {error}; delete its folder and run its cell again") from error
     if absent := [name for name in COLUMNS if name not in table]:

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from erasebench.report.printing import as_row, plain
+
 CONCEPT = ("name", "kind", "phrases", "anchor", "preserve")  # of a concept
 
 
@@ -20,7 +22,7 @@ def card(record: Mapping[str, Any], summary: pd.DataFrame, *, usage: str, base_l
         usage: how the exported files are loaded.
         base_licence: what the base model says of its licence; "" if it says nothing.
     """
-    names, config = record["identity"]["names"], record["config"]
+    names, config = {k: plain(v) for k, v in record["identity"]["names"].items()}, record["config"]
     concepts = [config["concept"], *config["also"]]
     return "\n".join([
         *_front_matter(config["model"], base_licence),
@@ -44,13 +46,13 @@ def card(record: Mapping[str, Any], summary: pd.DataFrame, *, usage: str, base_l
         *_measured(record, summary),
         "",
         "## Flags",
-        *([f"- `{f['flag']}`: {f['message']} {f['what_to_do']}" for f in record["flags"]] or ["none"]),
+        *([plain(f"- `{f['flag']}`: {f['message']} {f['what_to_do']}") for f in record["flags"]] or ["none"]),
         "",
         "## Use",
         usage,
         "",
         "## Versions",
-        ", ".join(f"{package} {version}" for package, version in record["packages"].items()),
+        ", ".join(plain(f"{package} {version}") for package, version in record["packages"].items()),
         _commit(record.get("git") or {}),
         "",
         "## Licence",
@@ -90,7 +92,7 @@ def _public(value: Any) -> Any:
 
 def _block(values: Mapping[str, Any]) -> str:
     text = yaml.safe_dump(_public(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    return f"\n```yaml\n{text}```\n"
+    return "\n```yaml\n" + text.replace("```", "'''") + "```\n"
 
 
 def _front_matter(model: Mapping[str, Any], licence: str) -> list[str]:
@@ -104,8 +106,8 @@ def _front_matter(model: Mapping[str, Any], licence: str) -> list[str]:
 
 def _base(model: Mapping[str, Any], weights: str, erase: Mapping[str, Any]) -> list[str]:
     return [
-        f"- {model['name']}: `{_public(model['path'])}`"
-        + (f" at revision `{model['revision']}`" if model["revision"] else ""),
+        plain(f"- {model['name']}: `{_public(model['path'])}`")
+        + (plain(f" at revision `{model['revision']}`") if model["revision"] else ""),
         f"- hash of its weights and config: `{weights}`",
         f"- tensors changed: {erase.get('changed_tensors', 'unknown')}",
     ]
@@ -114,21 +116,21 @@ def _base(model: Mapping[str, Any], weights: str, erase: Mapping[str, Any]) -> l
 def _measured(record: Mapping[str, Any], summary: pd.DataFrame) -> list[str]:
     """The run's headlines as a table: group, images, original and erased model with 95 % intervals."""
     names = record["identity"]["names"]
-    told = f"Attack: {names['attack']} ({names.get('budget', '')})." if record.get("attack") else "No attack."
+    told = plain(f"Attack: {names['attack']} ({names.get('budget', '')}).") if record.get("attack") else "No attack."
     rows = summary[(summary.relation.fillna("") == "") & (summary.label.fillna("") != "")].sort_values("place")
     if not len(rows):
         return [told, "No headline was measured."]
     lines = [
         f"{told} 95 % intervals in brackets; every number is in the run's summary.csv.",
         "",
-        "| measured | metric | prompts | n | original model | erased model |",
-        "|---|---|---|---|---|---|",
+        as_row(["measured", "metric", "prompts", "n", "original model", "erased model"]),
+        as_row(["---"] * 6),
     ]
     for row in rows.to_dict("records"):
         label = str(row["label"]).replace("{metric}", row["metric"])
         unit = str(row["unit"] or "") if isinstance(row["unit"], str) else ""
         both = [_value(row, ("base", "base_low", "base_high"), unit), _value(row, ("mean", "low", "high"), unit)]
-        lines.append(f"| {label} | `{row['metric']}` | {row['group']} | {row['n']} | {both[0]} | {both[1]} |")
+        lines.append(as_row([label, f"`{row['metric']}`", row["group"], str(row["n"]), *both]))
     return lines
 
 
@@ -151,5 +153,5 @@ def _licence(model: Mapping[str, Any], licence: str) -> str:
     told = f" It says: `{licence}`." if licence else ""
     return (
         "The erased weights are derived from the base model, so its licence and its conditions of use go on to apply; "
-        f"see {where}.{told}"
+        f"see {plain(where)}.{plain(told)}"
     )

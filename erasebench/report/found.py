@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from erasebench import fields, store
 from erasebench.prompts.files import read_prompts, read_rows, seed_cell, truth_cell
 from erasebench.report import tables
+from erasebench.report.printing import cell, uncell
 from erasebench.store.files import replacing
 from erasebench.types import Prompt
 
@@ -93,19 +94,27 @@ def _from_csv(path: Path) -> Found:
         where = f"{path.name} {place}, column"
         if not prompt.text and row["sha256"] != digest(""):
             raise ValueError(f"{path.name} id {row['id']} has a hash and no text; export it with texts=true")
+        prompt = _as_written(prompt, row["sha256"])
         if digest(prompt.text) != row["sha256"]:
             raise ValueError(f"{path.name} id {row['id']} must have the text its sha256 says; it was changed")
         if row["source_seed"].strip():
-            seeds[row["source_id"]] = seed_cell(f"{where} 'source_seed'", row["source_seed"])
+            seeds[uncell(row["source_id"])] = seed_cell(f"{where} 'source_seed'", row["source_seed"])
         success = truth_cell(f"{where} 'success'", row["success"])
         info = {} if success is None else {"success": success}
-        found.append(prompt.with_(id=row["id"], source_id=row["source_id"], info=info))
+        ids = {"id": uncell(row["id"]), "source_id": uncell(row["source_id"])}
+        found.append(prompt.with_(**ids, concept=uncell(prompt.concept), info=info))
     concepts = {p.concept for p in found}
     if len(concepts) > 1:
         raise ValueError(f"{path.name} must be about one concept; got {', '.join(sorted(concepts))}; split it")
     return Found(
         prompts=tuple(found), origin=path.name, concept=concepts.pop(), unsafe=False, source_seeds=seeds
     )  # fmt: skip
+
+
+def _as_written(prompt: Prompt, sha256: str) -> Prompt:
+    """The prompt without the apostrophe that keeps spreadsheets from reading its text as a formula."""
+    text = uncell(prompt.text)
+    return prompt.with_(text=text) if digest(text) == sha256 else prompt
 
 
 def digest(text: str) -> str:
@@ -128,14 +137,15 @@ def write_csv(path: Path, found: Found, texts: bool = False) -> Path:
     if any(p.embeds is not None for p in found.prompts):
         raise ValueError(f"prompts of {found.origin} must be texts; got embeddings; replay the run's folder instead")
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
+    quoted = any("\r" in p.text for p in found.prompts)
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     writer.writerow(COLUMNS)
     for p in found.prompts:
         success = "" if "success" not in p.info else int(p.info["success"])
         writer.writerow(
             [
-                p.id, p.text if texts or not found.unsafe else "", p.seed,
-                "" if p.guidance_scale is None else p.guidance_scale, p.concept, p.source_id,
+                cell(p.id), cell(p.text) if texts or not found.unsafe else "", p.seed,
+                "" if p.guidance_scale is None else p.guidance_scale, cell(p.concept), cell(p.source_id),
                 found.source_seeds.get(p.source_id, ""), success, digest(p.text),
             ]
         )  # fmt: skip

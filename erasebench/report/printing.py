@@ -41,11 +41,40 @@ def as_markdown(lines: Lines) -> str:
     | --- | --- |
     | a\\|b | 0 |
     """
-    return "\n".join(map(_row, [lines[0], ["---"] * len(lines[0]), *lines[1:]]))
+    return "\n".join(map(as_row, [lines[0], ["---"] * len(lines[0]), *lines[1:]]))
 
 
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def as_row(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(plain(one).replace("|", "\\|") for one in cells) + " |"
+
+
+def plain(text: str) -> str:
+    """A text that Markdown shows as it is written: one line, no HTML, no link, no image.
+
+    >>> print(plain("a <b>\\n![x](http://y)"))
+    a &lt;b> !\\[x]\\(http://y)
+    """
+    one = re.sub(r"[\x00-\x1f\x7f\u2028\u2029]", " ", str(text)).replace("<", "&lt;")
+    return one.replace("![", "!\\[").replace("](", "]\\(")
+
+
+# What a spreadsheet takes for a formula, whatever stands before it that it skips
+_FORMULA = re.compile(r"'*[\s\x00]*[=+\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n]")
+
+
+def cell(text: Any) -> Any:
+    """A text as a cell of a CSV that a spreadsheet reads as text: what could be a formula is led by an apostrophe.
+
+    >>> cell("=1+1"), cell("cat"), cell(-0.5), uncell(cell("=1+1")), uncell(cell("'=1"))
+    ("'=1+1", 'cat', -0.5, '=1+1', "'=1")
+    """
+    return f"'{text}" if isinstance(text, str) and _FORMULA.match(text) else text
+
+
+def uncell(text: Any) -> Any:
+    """The text of a :func:`cell`."""
+    return text[1:] if isinstance(text, str) and text.startswith("'") and _FORMULA.match(text) else text
 
 
 def too_few(row: Any) -> bool:

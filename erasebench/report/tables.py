@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from csv import QUOTE_ALL
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erasebench.report.influence import by_image
+from erasebench.report.printing import cell, uncell
 from erasebench.report.runs import recorded
 from erasebench.report.sharing import clusters_of
 from erasebench.report.summary import Runs, difference, summarise_prompts, summarise_whole
@@ -246,9 +248,13 @@ def read_results(root: str | Path, headlines: bool = False, skipped: list[str] |
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> Path:
-    """Write a derived table as CSV in one move, floats in full precision, missing values empty."""
+    """Write a derived table as CSV in one move, floats in full precision, missing values empty, no formula in it."""
+    texts = {n: frame[n].map(cell, na_action="ignore") for n in frame if not pd.api.types.is_numeric_dtype(frame[n])}
+    text = frame.assign(**texts).rename(columns=cell).to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which neither pandas nor csv put in quotes
+        text = frame.assign(**texts).rename(columns=cell).to_csv(index=False, lineterminator="\n", quoting=QUOTE_ALL)
     with replacing(path) as work:
-        frame.to_csv(work, index=False, lineterminator="\n")
+        work.write_text(text, encoding="utf-8", newline="")
     return Path(path)
 
 
@@ -261,7 +267,7 @@ def read_summary(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        frame = pd.read_csv(path, dtype="str", keep_default_na=False)
+        frame = pd.read_csv(path, dtype="str", keep_default_na=False).map(uncell)
         _complete(list(frame.columns), str(path), _SUMMARY_DTYPES)
         truth = {"True": True, "False": False, "": None}
         for name, dtype in _SUMMARY_DTYPES.items():
