@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from erasebench import fields, labels, naming, progress, several, store
 from erasebench.building import without_extras
+from erasebench.limits import read_json
 from erasebench.naming import FREE, GROWING
 from erasebench.prompts.wording import label_texts
 from erasebench.rebuilding import check
@@ -240,7 +241,7 @@ def grow(cell: Cell) -> None:
         ValueError: the folder holds a run with other settings under this name.
     """
     try:
-        before = json.loads((cell.folder / "run.json").read_text(encoding="utf-8"))["identity"]
+        before = read_json(cell.folder / "run.json")["identity"]
         a, b = (_fixed(json.loads(json.dumps(identity))) for identity in (before, cell.identity))
         evaluators = before["evaluator"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

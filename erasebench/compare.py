@@ -9,7 +9,6 @@ Shows what runs have drawn, whatever they were attacked with; nothing is drawn h
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image
 
 from erasebench import fields, store
 from erasebench.command.arguments import command, parse
+from erasebench.limits import read_json
 from erasebench.rebuilding import rebuild
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.pictures import save
@@ -94,7 +94,7 @@ def find(root: Path, **wanted: str) -> list[Run]:
     runs = []
     for path in sorted(root.glob("runs/**/run.json"), key=lambda p: (-p.stat().st_mtime, str(p))):
         try:
-            run = Run(path.parent, json.loads(path.read_text(encoding="utf-8")))
+            run = Run(path.parent, read_json(path))
             _ = run.names["method"], run.erased, run.record["model_hash"], run.record["steps"]["draw"]["keys"]
         except (OSError, ValueError, KeyError, TypeError):  # unfinished, or of an older version
             continue

@@ -12,7 +12,6 @@ name with ``.md``; the header of a safetensors file holds it too.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 from erasebench.cell import model_hash
 from erasebench.command.arguments import command, parse
+from erasebench.limits import read_json
 from erasebench.report import tables
 from erasebench.report.card import card, facts
 from erasebench.report.runs import find_run
@@ -101,7 +101,7 @@ def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
 def read_run(run: Path) -> dict[str, Any]:
     """The record of a run folder; it must say where its erasure is stored."""
     try:
-        record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(run / "run.json")
         _ = record["steps"]["erase"]["key"], record["config"]["model"], record["model_hash"]
         return record
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from erasebench.building import EXTRAS, declared, missing_packages
 from erasebench.cell import DRAWING
+from erasebench.limits import read_json
 from erasebench.progress import duration
 from erasebench.store.files import locate
 from erasebench.types import KEPT_GROUPS
@@ -265,7 +266,7 @@ def _rates(root: Path) -> dict[tuple[str, str], float]:
 
     for path in root.glob("runs/*/*/*/*/*/run.json"):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             config, steps = record["config"], record["steps"]
             if steps["draw"]["images"]:
                 add(

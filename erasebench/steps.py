@@ -22,6 +22,7 @@ from erasebench.cell import DRAWING, VERSION, Cell, image_set
 from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
+from erasebench.limits import read_json
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.store import provenance, workspace
 from erasebench.store.claims import POLL, Watch, share
@@ -182,7 +183,7 @@ def _attack(
 
     folder = cell.step("attack", key, make)
     embeds = load_file(folder / "embeds.safetensors")
-    rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    rows = read_json(folder / "prompts.json")
     record["prompts"] += len(rows)
     record["folder"] = str(folder)
     arrays: dict[str, np.ndarray] = {k: v.numpy() for k, v in embeds.items()}
@@ -280,7 +281,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
                 inputs = [subset.key, base.key, asked]
                 key = store.key(evaluator.version, node, shared, cell.made_from(node, shared), inputs)
                 folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
-                out[side] += [Score(**row) for row in json.loads((folder / "scores.json").read_text(encoding="utf-8"))]
+                out[side] += [Score(**row) for row in read_json(folder / "scores.json")]
                 bar.set_postfix_str(name)
                 bar.update()
     return out

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erasebench import fields
+from erasebench.limits import read_parquet
 from erasebench.protocols import Evaluator, Judge
 from erasebench.store.cache import key
 from erasebench.store.files import locate
@@ -331,7 +332,7 @@ def read_detections(folder: Path, detector: str) -> dict[str, list[Detection]]:
     found: dict[str, list[Detection]] = {}
     for path in sorted(folder.glob(f"{detector}-*.parquet")):
         try:
-            table = pq.read_table(path, partitioning=None)
+            table = read_parquet(path)
             rows = table.to_pylist()
             whole = (table.schema.metadata or {}).get(ROWS) == _rows_hash(table)
         except (OSError, ValueError, pa.ArrowException):

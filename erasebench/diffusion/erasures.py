@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erasebench import diffusion, store
+from erasebench.limits import read_json
 from erasebench.protocols import Guide
 from erasebench.rebuilding import rebuild
 from erasebench.types import Pipeline
@@ -82,7 +83,7 @@ def restore(root: Path, key: str, original: Pipeline) -> Pipeline:
 
 def read(folder: Path) -> dict[str, Any]:
     """How an erasure was made."""
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record: dict[str, Any] = read_json(folder / RECORD)
     return record
 
 

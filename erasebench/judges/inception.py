@@ -13,6 +13,7 @@ import numpy as np
 
 from erasebench import fields
 from erasebench.devices import check_device
+from erasebench.limits import open_image
 from erasebench.store.files import tensor_header
 
 if TYPE_CHECKING:
@@ -157,7 +158,6 @@ def write_reference(network: Inception, folder: str | Path, path: str | Path) ->
     Raises:
         ValueError: the folder holds fewer than two images.
     """
-    from PIL import Image
     from safetensors.numpy import save_file
 
     endings = {".png", ".jpg", ".jpeg", ".webp"}
@@ -168,7 +168,7 @@ def write_reference(network: Inception, folder: str | Path, path: str | Path) ->
     for start in range(0, len(files), network.batch_size):
         batch = []
         for file in files[start : start + network.batch_size]:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 batch.append(image.convert("RGB"))
         rows = network.features(batch).astype(np.float64)
         mean += rows.sum(axis=0)

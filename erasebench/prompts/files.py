@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from erasebench import fields
+from erasebench.limits import MOST_TEXT, check_size, read_parquet
 from erasebench.prompts.safety import safe_prompts
 from erasebench.types import ERASED_GROUPS, GROUPS, Concept, Group, Prompt, seed_of
 
@@ -70,7 +70,7 @@ def read_rows(path: str | Path, columns: Mapping[str, str]) -> Rows:
 
 
 def _decode(path: Path) -> str:
-    data = path.read_bytes()
+    data = check_size(path, MOST_TEXT).read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,7 +103,7 @@ def _read_csv(path: Path) -> tuple[list[str], Rows]:
 
 def _read_parquet(path: Path) -> tuple[list[str], Rows]:
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = read_parquet(path)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path.name} must be a readable Parquet file; got none; write it again") from error
     cells = ({k: "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist())

@@ -20,6 +20,7 @@ from erasebench.types import Concept, Group, Prompt
 
 SLOTS = ("object", "style", "background", "identity", "unsafe")
 KIND_SLOTS = ("identity", "unsafe")  # for concepts of that kind alone; without such a template they are objects
+MOST = 1_000_000  # prompts of a group
 GRAMMARS = ("english", "none")
 TEMPLATE_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
 
@@ -70,8 +71,7 @@ class TemplatePrompts:
         if self.grammar not in GRAMMARS:
             raise ValueError(f"grammar must be {' or '.join(GRAMMARS)}; got {self.grammar!r}; correct its spelling")
         for template in self.templates:
-            unknown = _slots(template) - set(SLOTS)
-            if unknown:
+            if unknown := _slots(template) - set(SLOTS):
                 raise ValueError(f"template {template!r} has slot {min(unknown)!r}; use {', '.join(SLOTS)}")
         fields.integer("prompts.seed", self.seed, least=0)
         check_limit("prompts", self.limit)
@@ -168,15 +168,27 @@ def _numbers(n: Any) -> dict[str, int]:
     """Group -> number of prompts, from such a mapping or from one number for all."""
     if not isinstance(n, Mapping):
         hint = f"write prompts.n=50, or prompts.n={{{TEMPLATE_GROUPS[0]}: 50}}"
-        return dict.fromkeys(TEMPLATE_GROUPS, fields.integer("prompts.n", n, least=0, hint=hint))
+        return dict.fromkeys(TEMPLATE_GROUPS, fields.integer("prompts.n", n, least=0, most=MOST, hint=hint))
     for group, number in n.items():
         fields.choice("group of prompts.n", group, TEMPLATE_GROUPS)
-        fields.integer(f"prompts.n.{group}", number, least=0)
+        fields.integer(f"prompts.n.{group}", number, least=0, most=MOST)
     return dict(n)
 
 
 def _slots(template: str) -> set[str]:
-    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    """Names of a template's slots.
+
+    Raises:
+        ValueError: braces that are no slots, or a slot that is formatted: {object:>1000000} is a million blanks.
+    """
+    try:
+        found = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"prompts.templates must have slots in braces; got {template!r}: {error}; mend it") from None
+    for name, spec, conversion in found:
+        if spec or conversion:
+            raise ValueError(f"prompts.templates must have plain slots; got {template!r}; write {{{name}}}")
+    return {str(name) for name, _, _ in found}
 
 
 def _without(words: Sequence[str], concept: Concept) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -161,6 +162,7 @@ def draw(path: Path, tables: Mapping[str, pd.DataFrame], title: str, controls: C
         title: above the picture.
         controls: names of attacks that declare themselves controls: dashed and grey, and beside others without a band.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it complains of homes it cannot write to, and goes on
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from erasebench import fields, store
+from erasebench.limits import read_json
 from erasebench.prompts.files import read_prompts, read_rows, seed_cell, truth_cell
 from erasebench.report import tables
 from erasebench.report.printing import cell, uncell
@@ -62,7 +62,7 @@ def read_found(path: str | Path) -> Found:
 
 def _from_run(path: Path) -> Found:
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        record = read_json(path / "run.json")
         names, config = record["identity"]["names"], record["config"]
         kept = Path(record["steps"]["attack"]["folder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -72,7 +72,7 @@ def _from_run(path: Path) -> Found:
     folder = next((f for f in [*beside, kept] if store.read_manifest(f) is not None), None)
     if folder is None:
         raise FileNotFoundError(f"{path} found its prompts in {kept}, which is gone; run that cell again")
-    rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    rows = read_json(folder / "prompts.json")
     if not rows:
         raise ValueError(f"{path} has no attack prompts (attack {names['attack']}); name the run of another attack")
     embeds = load_file(folder / "embeds.safetensors")

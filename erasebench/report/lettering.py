@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from functools import lru_cache
@@ -21,6 +22,7 @@ def _font(size: int, spare: bool) -> Font:
         font = ImageFont.load_default(size)
         assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow is built with FreeType wherever wheels come from
         return font
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it complains of homes it cannot write to, and goes on
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

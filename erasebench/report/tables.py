@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from erasebench.limits import read_parquet
 from erasebench.report.influence import by_image
 from erasebench.report.printing import cell, uncell
 from erasebench.report.runs import recorded
@@ -188,7 +189,7 @@ def _read(path: Path, headlines: bool = False) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; run the cell first")
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = read_parquet(path)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is not a readable Parquet file; delete it and run its cell again") from error
     _complete(table.column_names, str(path))

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from erasebench.limits import read_json
 from erasebench.store.claims import claimed
 from erasebench.store.files import FULL, explained, file_hash, fsync, usual_mode, work_path
 from erasebench.store.files import check_writable as check_writable  # part of the store for its callers
@@ -62,7 +63,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """The manifest of a finished step, or None if the folder is absent, half-written or damaged."""
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         return manifest if manifest["files"] == _files(folder) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

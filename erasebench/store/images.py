@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from erasebench.limits import open_image, open_parquet
 from erasebench.store.cache import key
 from erasebench.store.files import replacing
 from erasebench.types import Prompt, Status
@@ -38,8 +39,9 @@ def image_folder(root: str | Path, key: str) -> Path:
 def _digests(path: str, mtime_ns: int, size: int) -> tuple[str, ...]:
     """Digests of one image file in row order; () for a file that cannot be read, which then counts as missing."""
     try:
-        return tuple(pq.read_table(path, columns=["digest"], partitioning=None)["digest"].to_pylist())
-    except (OSError, pa.ArrowException, KeyError):
+        with open_parquet(Path(path)) as file:
+            return tuple(file.read(columns=["digest"])["digest"].to_pylist())
+    except (OSError, ValueError, pa.ArrowException, KeyError):
         return ()
 
 
@@ -106,10 +108,10 @@ def write_shard(folder: str | Path, shard: int, rows: Iterable[Row]) -> Path:
 
 def _read_rows(path: Path, rows: Sequence[int]) -> list[tuple[str, Image.Image | None, Status]]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_parquet(path) as file:
             found = file.read_row_groups(list(rows)).to_pylist()
-        return [(r["digest"], Image.open(io.BytesIO(r["png"])) if r["png"] else None, r["status"]) for r in found]
-    except (OSError, pa.ArrowException) as error:
+        return [(r["digest"], open_image(r["png"]) if r["png"] else None, r["status"]) for r in found]
+    except (OSError, ValueError, pa.ArrowException) as error:
         path.unlink(missing_ok=True)
         raise OSError(f"{path} was damaged and has been removed; run the same command again to redraw it") from error
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from erasebench.limits import read_parquet
 from erasebench.store.cache import read_manifest
 from erasebench.store.claims import Watch
 from erasebench.store.files import abandoned
@@ -100,9 +100,8 @@ def damages(found: Collection[Entry]) -> Iterator[tuple[Entry, str]]:
         elif entry.step == IMAGES:
             for file in sorted(entry.path.rglob("*.parquet")):
                 try:
-                    with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-                        opened.read()
-                except (OSError, pa.ArrowException):
+                    read_parquet(file)
+                except (OSError, ValueError, pa.ArrowException):
                     yield entry, f"{file.relative_to(entry.path)} is damaged"
 
 

@@ -36,7 +36,11 @@ def versions() -> dict[str, str]:
 def _git(*args: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *args], capture_output=True, text=True, timeout=5, check=True
+            ["git", "--no-optional-locks", "-C", str(CHECKOUT), *args],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from erasebench.limits import read_json
 from erasebench.store.files import locate, replacing
 
 PLAIN = (
@@ -174,7 +175,7 @@ def _input_hash(key: str, text: str, memory: Path | None) -> str:
     try:
         path = locate(text)
         if (path / "run.json").is_file():
-            return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["key"])
+            return str(read_json(path / "run.json")["key"])
         return folder_hash(path, memory) if path.exists() else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
@@ -188,7 +189,7 @@ def folder_hash(folder: Path, memory: Path | None = None) -> str:
         memory: JSON file where digests are kept, by path, size and modification time; None: all is read.
     """
     try:
-        known = json.loads(memory.read_text(encoding="utf-8")) if memory else {}
+        known = read_json(memory) if memory else {}
     except (OSError, ValueError):
         known = {}
     fresh, lines = dict(known), []
