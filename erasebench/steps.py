@@ -270,7 +270,6 @@ def _draw_some(
 def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, ImageSet]) -> dict[str, list[Score]]:
     """Scores of both models by every evaluator; the original's are shared by all methods."""
     out: dict[str, list[Score]] = {side: [] for side in images}
-    shared = {k: cell.config[k] for k in ("judge", "clip", "features")}
     with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
         for name, evaluator in evaluators.items():
@@ -279,7 +278,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
                 subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
                 inputs = [subset.key, base.key, asked]
-                key = store.key(evaluator.version, node, shared, cell.made_from(node, shared), inputs)
+                key = store.key(evaluator.version, node, cell.made_from(node), inputs)
                 folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
                 out[side] += [Score(**row) for row in read_json(folder / "scores.json")]
                 bar.set_postfix_str(name)
