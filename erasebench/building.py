@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from erasebench import settings
 
 # package -> the extra of this project that installs it
 EXTRAS = {"nudenet": "nudenet", "torchmetrics": "fid", "torch_fidelity": "fid", "onnxruntime": "nudenet"}
 
 
-def build(config: Any) -> Any:
-    """Instantiate a config node; the error of the object itself is raised, not Hydra's wrapping of it."""
+def build(config: Any, key: str = "") -> Any:
+    """Instantiate a config node; the error of the object itself is raised, not Hydra's wrapping of it.
+
+    Args:
+        config: node with ``_target_``.
+        key: where it stands in the config. With one, types are checked against the class's annotations first
+            (:mod:`erasebench.settings`), and errors about a setting name it as it is typed.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    if key:
+        settings.check(config, key)
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        raise (error.__cause__ or error) from None
+        cause = error.__cause__ or error
+        raise (_named(cause, error, config, key) if key and type(cause) is ValueError else cause) from None
+
+
+def _named(cause: ValueError, error: Exception, config: Mapping[str, Any], key: str) -> ValueError:
+    """An error that begins with a setting's name, with the whole key in its place."""
+    inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    node: Any = config
+    for part in inner[1].split(".") if inner else ():
+        node = node.get(part, {}) if isinstance(node, Mapping) else {}
+        key += f".{part}"
+    first = re.match(r"[A-Za-z_]\w*", str(cause))
+    return ValueError(f"{key}.{cause}") if first and first[0] in node and first[0] != key.split(".")[0] else cause
 
 
 def without_extras(nodes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:

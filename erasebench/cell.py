@@ -25,11 +25,12 @@ from erasebench.store import provenance
 from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
 from erasebench.store.sources import folder_hash, input_hashes, source_hash, targets
-from erasebench.types import Prompt
+from erasebench.types import KINDS, Prompt
 
 log = logging.getLogger(__name__)
 
 MOST_STEPS, MOST_AT_ONCE = 100_000, 4096  # beyond which a number is a slip of the pen
+MOST_SEED = 2**63 - 1  # of torch's generators
 VERSION = 1  # of the run's steps; raise it when their results change
 IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
 SOURCES = ("prompts", "kept")
@@ -154,9 +155,11 @@ def plan(cfg: DictConfig) -> Cell:
     Raises:
         ValueError, OSError: an impossible setting; other settings in the folder.
     """
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    fields.choice("concept.kind", fields.node("concept", plain["concept"]).get("kind", KINDS[0]), KINDS)
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]} must be given, it has no default; got nothing; add {missing[0]}=VALUE")
-    also = several.nodes(OmegaConf.to_container(cfg, resolve=False))  # before ${labels:} looks them up
+    also = several.nodes(plain)  # before ${labels:} looks them up
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["also"] = also
     check_numbers(config)
@@ -195,7 +198,7 @@ def check_numbers(config: Any) -> None:
         ValueError: for the first of them.
     """
     model = fields.mapping("model", config["model"], ("name", "path", "revision", *DRAWING, "device", "batch_size"))
-    fields.integer("seed", config["seed"], least=0)
+    fields.integer("seed", config["seed"], least=0, most=MOST_SEED)
     fields.word("model.name", model["name"])
     fields.path("model.path", model["path"])
     if model["revision"] is not None:
@@ -209,7 +212,10 @@ def check_numbers(config: Any) -> None:
     fields.flag("model.blur_unsafe", model.get("blur_unsafe"))
     for group in ("results", "data"):
         fields.text(group, config.get(group), empty=False)
-    fields.mapping("evaluator", config["evaluator"], least=1)
+    for group in ("concept", "method", "attack", "judge", "clip", "features", "prompts"):
+        fields.node(group, config[group])
+    for name, node in fields.mapping("evaluator", config.get("evaluator") or {}, least=1).items():
+        fields.node(f"evaluator.{name}", node)
     if not isinstance(kept := config.get("kept"), Mapping | None):
         raise ValueError(f"kept must be a source of prompts; got {kept!r}; choose one with prompts@kept={kept}")
 

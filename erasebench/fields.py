@@ -225,6 +225,18 @@ def mapping(name: str, value: Any, keys: Iterable[str] = (), *, least: int = 0) 
     return value
 
 
+def node(name: str, value: Any) -> Mapping[str, Any]:
+    """The value, settings that say with ``_target_`` what they are of.
+
+    >>> node("method", None)
+    Traceback (most recent call last):
+    ValueError: method must be settings with a _target_; got null; choose one of its yamls by name
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
+        _refuse(name, "must be settings with a _target_", value, "choose one of its yamls by name")
+    return value
+
+
 def path(name: str, value: Any) -> Path:
     """The value as a path, with ``~`` as the home folder.
 

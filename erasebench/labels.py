@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 
 from erasebench import conf_folder
 
@@ -74,15 +74,20 @@ def differences(config: DictConfig, reference: DictConfig, group: str, but: Coll
         group: top-level key of both.
         but: names that are no settings (a display name, a folder).
     """
-    there = OmegaConf.create(_plain(config) | {group: _plain(reference)[group]})
+    own, named = (_plain(one._get_node(group)) for one in (config, reference))
+    if own == named:  # so they resolve to the same here, and most groups of most runs do
+        return {}
+    there = OmegaConf.create(_plain(config) | {group: named})
     a, b = _resolved(config, group), _resolved(there, group)
     names = [name for name in dict.fromkeys([*b, *a]) if name.split(".")[0] not in but]
     return {name: a.get(name, "none") for name in names if a.get(name, "") != b.get(name, "")}
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    out: Any = OmegaConf.to_container(config, resolve=False)
-    return dict(out)
+def _plain(node: Any) -> Any:
+    """A node's values with its interpolations."""
+    if OmegaConf.is_config(node):
+        return OmegaConf.to_container(node, resolve=False)
+    return node._value() if isinstance(node, Node) else node
 
 
 def _resolved(config: DictConfig, group: str) -> dict[str, Any]:

@@ -97,14 +97,14 @@ def build_parts(cell: Cell) -> Parts:
         ValueError, OSError: a setting that a part refuses; no prompt.
     """
     config = cell.config
-    concepts: list[Concept] = [build(node) for node in cell.concepts]
+    concepts: list[Concept] = [build(node, "concept") for node in cell.concepts]
     concept = joint(concepts) if len(concepts) > 1 else concepts[0]
-    method, attack, judge = build(config["method"]), build(config["attack"]), build(config["judge"])
+    method, attack, judge = (build(config[group], group) for group in ("method", "attack", "judge"))
     several.check_method(cell.names["method"], method, config)
-    evaluators = {name: build(node) for name, node in config["evaluator"].items()}
-    prompts: list[Prompt] = build(config["prompts"]).prompts(concept)
+    evaluators = {name: build(node, f"evaluator.{name}") for name, node in config["evaluator"].items()}
+    prompts: list[Prompt] = build(config["prompts"], "prompts").prompts(concept)
     if config["kept"]:
-        prompts += kept_prompts(build(config["kept"]).prompts(concept), {p.id for p in prompts})
+        prompts += kept_prompts(build(config["kept"], "kept").prompts(concept), {p.id for p in prompts})
     if not prompts:
         raise ValueError(
             f"prompts: at least one is needed for concept {concept.name!r}; got none; check the prompts config"

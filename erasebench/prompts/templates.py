@@ -58,7 +58,7 @@ class TemplatePrompts:
     objects: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     backgrounds: tuple[str, ...] = ()
-    n: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TEMPLATE_GROUPS, 50))
+    n: Mapping[str, int] | int = field(default_factory=lambda: _numbers(50))
     seed: int = 0
     limit: int | None = None
     grammar: str = "english"
@@ -79,11 +79,16 @@ class TemplatePrompts:
         wanted = wanted if self.limit is None else {group: min(n, self.limit) for group, n in wanted.items()}
         object.__setattr__(self, "n", wanted)
 
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """Group -> number of prompts."""
+        return _numbers(self.n)
+
     def prompts(self, concept: Concept) -> list[Prompt]:
         """All groups' prompts about ``concept``."""
         made = [p for group in TEMPLATE_GROUPS for p in self._group(group, concept)]
         if not made:
-            raise ValueError(f"n must ask for at least one prompt about {concept.name!r}; got {dict(self.n)}")
+            raise ValueError(f"n must ask for at least one prompt about {concept.name!r}; got {dict(self.numbers)}")
         return safe_prompts(made, concept)
 
     def _group(self, group: Group, concept: Concept) -> list[Prompt]:
@@ -94,7 +99,7 @@ class TemplatePrompts:
         if not parts:
             return []
         made = []
-        for index in range(self.n.get(group, 0)):
+        for index in range(self.numbers.get(group, 0)):
             round_, part = divmod(index, len(parts))
             turn, place = divmod(round_, len(parts[part]))
             slot, word, depicts, relation = parts[part][place]
