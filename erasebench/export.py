@@ -25,6 +25,7 @@ from erasebench.limits import read_json
 from erasebench.report import tables
 from erasebench.report.card import card, facts
 from erasebench.report.runs import find_run
+from erasebench.store.cache import plain_key
 from erasebench.store.files import locate, usual_mode, work_path
 from erasebench.types import Pipeline
 
@@ -85,7 +86,7 @@ def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
     from erasebench.diffusion import erasures
 
     key = record["steps"]["erase"]["key"]
-    folder = root / "cache" / "erase" / key
+    folder = root / "cache" / "erase" / plain_key(key)
     if (folder / erasures.RECORD).is_file() and (guide := erasures.read(folder).get("guide")):
         raise ValueError(
             f"run must have changed weights; {record['identity']['names']['method']} erases while drawing "

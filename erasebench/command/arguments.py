@@ -104,13 +104,13 @@ def command(usage: str, doc: str | None, arguments: Sequence[str] | None, work: 
         print(f"{usage}\n\n{(doc or '').strip()}")
         return 0
     try:
-        print(work(given))
+        print(errors.printable(work(given)))
     except KeyboardInterrupt:
         return 130
     except Incomplete as partly:
-        print(partly.result)
+        print(errors.printable(partly.result))
         for line in partly.lines:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {errors.one_line(line)}", file=sys.stderr)
         return 1
     except Misused as error:
         print(f"error: {error}; {usage}", file=sys.stderr)

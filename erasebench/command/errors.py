@@ -32,7 +32,16 @@ def one_line(text: str) -> str:
     >>> one_line("In 'config':\\n    no such file\\n")
     "In 'config': no such file"
     """
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: a shared results folder may name its methods in control characters.
+
+    >>> printable("a\\x1b[31mb\\n")
+    'a?[31mb\\n'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def explain(error: BaseException) -> str | None:

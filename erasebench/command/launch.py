@@ -155,7 +155,7 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
         outcomes = sweep.outcomes()
         if stopped:
             outcomes = [o for o in outcomes if o.status != "lost"]
-        print(sweeps.closing(outcomes, started), flush=True)
+        print(errors.printable(sweeps.closing(outcomes, started)), flush=True)
         sweep.end()
     return code or max((CODES[o.status] for o in outcomes), key=lambda c: (c > 0, -c), default=0)
 
@@ -235,7 +235,7 @@ def _attempt(cfg: DictConfig, number: int, label: str, where: str) -> Outcome:
         status = "fault" if errors.explain(error) is None else "error" if errors.code(error) == 2 else "full"
         return Outcome(number, label, status, text, time.monotonic() - started)
     if not where:
-        print(display.closing(result), flush=True)
+        print(errors.printable(display.closing(result)), flush=True)
     return _outcome(number, label, result, time.monotonic() - started)
 
 

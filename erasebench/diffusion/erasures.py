@@ -68,17 +68,20 @@ def load(folder: Path, original: Pipeline) -> Pipeline:
     return erased
 
 
-def restore(root: Path, key: str, original: Pipeline) -> Pipeline:
+def restore(root: Path, key: str, original: Pipeline, above: tuple[str, ...] = ()) -> Pipeline:
     """The erased model of a key in a results folder, from its ``original`` through every erasure it builds on.
 
     Raises:
         FileNotFoundError: an erasure that is not there, or is damaged.
+        ValueError: one that builds on itself, or on what is no key.
     """
-    folder = root / "cache" / "erase" / key
+    if key in above:
+        raise ValueError(f"erasure {key} must not build on itself; its record was changed; run its cell again")
+    folder = root / "cache" / "erase" / store.plain_key(key)
     if store.read_manifest(folder) is None:
         raise FileNotFoundError(f"erasure {folder} must be there and whole; it is not; run the same command again")
     base = read(folder).get("base")
-    return load(folder, restore(root, base, original) if base else original)
+    return load(folder, restore(root, base, original, (*above, key)) if base else original)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -64,14 +64,14 @@ def _from_run(path: Path) -> Found:
     try:
         record = read_json(path / "run.json")
         names, config = record["identity"]["names"], record["config"]
-        kept = Path(record["steps"]["attack"]["folder"])
+        kept = store.plain_key(Path(record["steps"]["attack"]["folder"]).name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / 'run.json'} must be the record of a run; got {error}; run the cell again") from None
     path = path.resolve()
-    beside = [parent / "cache" / "attack" / kept.name for parent in path.parents if parent.name != "runs"]
-    folder = next((f for f in [*beside, kept] if store.read_manifest(f) is not None), None)
+    beside = [parent / "cache" / "attack" / kept for parent in path.parents if parent.name != "runs"]
+    folder = next((f for f in beside if store.read_manifest(f) is not None), None)
     if folder is None:
-        raise FileNotFoundError(f"{path} found its prompts in {kept}, which is gone; run that cell again")
+        raise FileNotFoundError(f"{path} found its prompts in cache/attack/{kept}, which is gone; run that cell again")
     rows = read_json(folder / "prompts.json")
     if not rows:
         raise ValueError(f"{path} has no attack prompts (attack {names['attack']}); name the run of another attack")

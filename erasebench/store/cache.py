@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from erasebench.store.files import FULL, explained, file_hash, fsync, usual_mode
 from erasebench.store.files import check_writable as check_writable  # part of the store for its callers
 
 MANIFEST = "manifest.json"
+_KEY = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 def key(*parts: Any) -> str:
@@ -45,6 +47,18 @@ def key(*parts: Any) -> str:
     except ValueError as error:
         raise ValueError(f"key parts must be finite JSON values; {error}; use None for a missing number") from error
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def plain_key(text: object) -> str:
+    """A key as :func:`key` makes them; what a shared record names is no path.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(text, str) or not _KEY.fullmatch(text):
+        shown = repr(text)[:60]
+        raise ValueError(f"a key of the store must be letters and digits; got {shown}; the record was changed")
+    return text
 
 
 # --- one step, one folder ---

@@ -1,12 +1,13 @@
 """Work is claimed: a job that needs what another one is making waits for it, or takes other work.
 
-A claim is a small file that its holder creates exclusively (atomic on local disks and on NFS; no lock is needed) and
-touches while it works. A claim whose process is gone, or that nobody has touched for two minutes, is taken over. Claims
-save work and decide nothing: steps and images stay right if two jobs do the same.
+A claim is a small file that its holder puts there whole if there is none (by a hard link: atomic on local disks and on
+NFS, no lock is needed) and touches while it works. A claim whose process is gone, or that nobody has touched for two
+minutes, is taken over. Claims save work and decide nothing: steps and images stay right if two jobs do the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -36,6 +37,11 @@ def machine() -> str:
     return " ".join(parts)
 
 
+def place() -> str:
+    """The same in six letters."""
+    return hashlib.sha256(machine().encode()).hexdigest()[:6]
+
+
 def born(pid: int) -> str:
     """When a process started, in the kernel's ticks, which tells it from a later one of its number; "" if unknown."""
     try:
@@ -53,6 +59,12 @@ def runs(pid: int, started: str = "") -> bool:
     except (PermissionError, OverflowError):
         pass
     return not started or born(pid) in ("", started)
+
+
+def beside(path: Path) -> Path:
+    """A name beside ``path`` that no other process and no reader uses, and that says whose it is."""
+    me = f"{os.getpid()}-{born(os.getpid())}-{place()}"
+    return path.with_name(f".{path.name.lstrip('.')}.{me}.{uuid.uuid4().hex}.tmp")
 
 
 def holder_of(claim: Path) -> dict[str, object] | None:
@@ -99,7 +111,7 @@ class Watch:
         known = holder_of(claim)
         if known is None or self.held(claim):
             return None
-        aside = claim.with_name(f"{claim.name}.{uuid.uuid4().hex}.tmp")
+        aside = beside(claim)
         try:
             claim.rename(aside)  # one of several who see it abandoned has it
         except OSError:
@@ -122,18 +134,18 @@ class Claim:
     @classmethod
     def make(cls, path: Path, also: Sequence[Path], values: dict[str, object]) -> Claim | None:
         """A new claim, None if there is one."""
+        if os.path.lexists(path):
+            return None
         token = uuid.uuid4().hex
         me = {"machine": machine(), "pid": os.getpid(), "started": born(os.getpid()), "token": token}
+        work = beside(path)
         try:
-            file = open(path, "x", encoding="utf-8")  # noqa: SIM115
+            work.write_text(json.dumps({**me, **values}), encoding="utf-8")
+            _link(work, path)
         except FileExistsError:
             return None
-        try:
-            with file:
-                file.write(json.dumps({**me, **values}))
-        except OSError:  # the disk is full, and an empty file would be nobody's claim
-            path.unlink(missing_ok=True)
-            raise
+        finally:
+            work.unlink(missing_ok=True)
         return cls(path, token, also)
 
     def _beat(self) -> None:
@@ -147,6 +159,27 @@ class Claim:
         self._done.set()
         if (holder_of(self.path) or {}).get("token") == self._token:
             self.path.unlink(missing_ok=True)
+
+
+def _link(work: Path, path: Path) -> None:
+    """Put a whole file in a place where there is none.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: the disk is full.
+    """
+    try:
+        os.link(work, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk that knows no hard links: a process killed within these lines leaves an empty claim
+        with open(path, "x", encoding="utf-8") as file:
+            try:
+                file.write(work.read_text(encoding="utf-8"))
+                file.flush()
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from erasebench.store.claims import born, machine, runs
+from erasebench.store.claims import beside, place, runs
 
 STALE_SECONDS = 2 * 24 * 3600  # leftovers of other machines' processes older than this are removed
 _WORK = re.compile(r"\..+\.(?P<pid>\d+)-(?P<started>\d*)-(?P<machine>[0-9a-f]{6})\.[0-9a-f]{32}\.tmp")
@@ -40,7 +39,7 @@ def locate(text: str | Path) -> Path:
     if not name.startswith("pkg:"):
         return Path(name).expanduser()
     package, _, rest = name.removeprefix("pkg:").partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # a.b would import a
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"{name} must lie in an importable package; {package!r} is none; install it")
     return Path(next(iter(spec.submodule_search_locations))) / rest
@@ -89,20 +88,15 @@ def work_path(path: Path) -> Path:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         except OSError:  # another process removed it first
             continue
-    me = f"{os.getpid()}-{born(os.getpid())}-{_machine()}"
-    return path.parent / f".{path.name}.{me}.{uuid.uuid4().hex}.tmp"
+    return beside(path)
 
 
 def abandoned(work: Path) -> bool:
     """Whether the process that made a :func:`work_path` is gone; of another machine's: untouched for two days."""
     found = _WORK.fullmatch(work.name)
-    if found and found["machine"] == _machine():
+    if found and found["machine"] == place():
         return not runs(int(found["pid"]), found["started"])
     return time.time() - work.stat().st_mtime > STALE_SECONDS
-
-
-def _machine() -> str:
-    return hashlib.sha256(machine().encode()).hexdigest()[:6]
 
 
 @contextmanager

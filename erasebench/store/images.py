@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from erasebench.limits import open_image, open_parquet
-from erasebench.store.cache import key
+from erasebench.store.cache import key, plain_key
 from erasebench.store.files import replacing
 from erasebench.types import Prompt, Status
 
@@ -32,7 +32,7 @@ Row = tuple[str, "Image.Image | None", Status]
 
 def image_folder(root: str | Path, key: str) -> Path:
     """Where the images of one model under one set of generation settings lie; it need not exist yet."""
-    return Path(root) / "cache" / "images" / key
+    return Path(root) / "cache" / "images" / plain_key(key)
 
 
 @lru_cache(maxsize=65536)

@@ -188,10 +188,7 @@ def folder_hash(folder: Path, memory: Path | None = None) -> str:
         folder: a diffusers folder, another folder, or one file.
         memory: JSON file where digests are kept, by path, size and modification time; None: all is read.
     """
-    try:
-        known = read_json(memory) if memory else {}
-    except (OSError, ValueError):
-        known = {}
+    known = remembered(memory) if memory else {}
     fresh, lines = dict(known), []
     inside = [p for p in folder.rglob("*") if p.is_file()]
     if (folder / "model_index.json").is_file():
@@ -205,5 +202,18 @@ def folder_hash(folder: Path, memory: Path | None = None) -> str:
         lines.append(f"{path.relative_to(folder).as_posix()} {fresh[name]}")
     if memory and fresh != known:
         with suppress(OSError), replacing(memory) as work:  # a disk that is read-only or full: they are made again
-            work.write_text(json.dumps(fresh, indent=0), encoding="utf-8")
+            work.write_text(json.dumps({"checksum": _checksum(fresh), "files": fresh}, indent=0), encoding="utf-8")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def remembered(memory: Path) -> dict[str, str]:
+    """What :func:`folder_hash` remembers of files, by path, size and modification time; nothing if it was damaged."""
+    try:
+        found = read_json(memory)
+        return dict(found["files"]) if found["checksum"] == _checksum(found["files"]) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _checksum(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
