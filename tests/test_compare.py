@@ -153,7 +153,7 @@ def test_what_shares_no_image_with_the_newest_run_is_left_out(tmp_path, capsys):
 
 def test_of_two_runs_with_one_name_the_newer_is_shown(tmp_path):
     run_of(tmp_path, "uce", 100)
-    run_of(tmp_path, "uce", 30, attack="reseed", key="another version of the code")
+    run_of(tmp_path, "uce", 30, attack="reseed", key="another-version-of-the-code")
     page, names = page_of(tmp_path)
     assert shades(page, 2, 40) == [200, 30] and names == ["uce"]
 
