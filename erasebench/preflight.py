@@ -20,6 +20,7 @@ from erasebench.building import EXTRAS, declared, missing_packages
 from erasebench.cell import DRAWING
 from erasebench.limits import read_json
 from erasebench.progress import duration
+from erasebench.prompts.files import read_rows
 from erasebench.store.files import locate
 from erasebench.types import KEPT_GROUPS
 
@@ -242,15 +243,26 @@ def _counts(config: Mapping[str, Any]) -> dict[str, int]:
     """Images of one model: plain prompts, and those of the attack, at most."""
     prompts, attack = config["prompts"], config["attack"]
     n = prompts.get("n")
-    groups = n if isinstance(n, Mapping) else {"target": n or prompts.get("limit") or prompts.get("rows") or 0}
+    groups = n if isinstance(n, Mapping) else {"target": n or _limit(prompts)}
     plain = sum(v for v in groups.values() if isinstance(v, int))
     if kept := config.get("kept"):
         own = [v for k, v in (kept.get("n") or {}).items() if k in KEPT_GROUPS]
-        plain += sum(own) or kept.get("limit") or kept.get("rows") or 0
+        plain += sum(own) or _limit(kept)
     set_size = min((v for k in ("limit", "rows") if isinstance(v := attack.get(k), int)), default=None)
     searched = len([k for k in attack if k != "_target_"]) > 0  # the null attack has no settings
+    set_size = _limit(attack) if set_size is None and "path" in attack else set_size
     target = groups.get("target") or 0
     return {"plain": plain, "attack": set_size if set_size is not None else target if searched else 0}
+
+
+def _limit(source: Mapping[str, Any]) -> int:
+    """Prompts of a set, at most: its limit, the rows it is known to have, or those of its file."""
+    if known := source.get("limit") or source.get("rows"):
+        return int(known)
+    try:
+        return len(read_rows(locate(str(source["path"])), {}))
+    except (OSError, ValueError, KeyError):  # whoever reads it says what is wrong
+        return 0
 
 
 def _text(config: Mapping[str, Any], *keys: str) -> str:

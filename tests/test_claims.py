@@ -6,13 +6,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import erasebench
 from erasebench import store
 from erasebench.store import claims
 from erasebench.store.claims import Claim, Watch, claimed, holder_of, share
@@ -144,17 +144,23 @@ def test_pieces_are_done_once_and_by_several(tmp_path):
     assert not list(folder.glob(".*"))
 
 
+def cell(method: str, folder: Path) -> None:
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    erasebench.run(
+        f"method={method}", "attack=ringabell", "attack.generations=2", "attack.population=8", "evaluator=[asr]",
+        "prompts.n={target:8,paraphrase:0,neighbour:0,unrelated:0,coco:0}", "model.steps=2", "model.batch_size=4",
+        f"results={folder}",
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_four_cells_share_a_search_and_the_images_of_the_original(tmp_path):
-    command = [sys.executable, "-m", "erasebench", "attack=ringabell", "evaluator=[asr]", "attack.generations=2",
-               "attack.population=8", "prompts.n={target:8}", "model.steps=2", f"results={tmp_path}"]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    jobs = [
-        subprocess.Popen([*command, f"method={m}"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for m in ("none", "uce", "rece", "negative_prompt")
-    ]
-    said = [job.communicate(timeout=300)[1].decode() for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * 4, said
+    jobs = [FORK.Process(target=cell, args=(m, tmp_path)) for m in ("none", "uce", "rece", "negative_prompt")]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(300)
+    assert [job.exitcode for job in jobs] == [0] * 4
     steps = [json.loads(path.read_text())["steps"] for path in tmp_path.glob("runs/**/run.json")]
     prompts = 8 + 8
     assert sum(not step["attack"]["cached"] for step in steps) == 1

@@ -133,7 +133,7 @@ def run(root):
     names = ",".join(ALL)
     return erasebench.run(
         "method=damp", f"method.path={root}/factor.txt", "name=damp", f"model.path={root}/model", "model.name=mine",
-        "model.steps=2", "prompts=csv", f"prompts.path={root}/prompts.csv", "prompts@kept=csv",
+        "model.steps=2", "model.batch_size=2", "prompts=csv", f"prompts.path={root}/prompts.csv", "prompts@kept=csv",
         f"kept.path={root}/kept.csv", "kept.group=coco", "attack=csv", f"attack.path={root}/attack.csv",
         f"evaluator=[{names}]", f"judge.weights={root}/judge", f"clip.weights={root}/clip",
         f"features.weights={root}/features", f"evaluator.nudenet.weights={root}/detector.onnx",

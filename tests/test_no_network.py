@@ -18,7 +18,8 @@ import pytest
 from erasebench.report.tables import read_scores
 
 RUN = [sys.executable, "-m", "erasebench", "attack=ringabell", "attack.generations=2", "attack.population=4",
-       "prompts.n=4", "model.steps=2", "evaluator=[classifier,asr,clip_score,fid,spillover,nudenet]"]  # fmt: skip
+       "prompts.n=4", "model.steps=2", "model.batch_size=4",
+       "evaluator=[classifier,asr,clip_score,fid,spillover,nudenet]"]  # fmt: skip
 ALONE = ["unshare", "--map-root-user", "--net", "--mount"]
 CALLS = "connect,sendto,openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,symlink,link,linkat"
 
