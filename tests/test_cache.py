@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from erasebench.cache import main
 from erasebench.store import inventory
 from erasebench.store.claims import machine
-from tests.small import small_run
+from tests.small import SMALL, small_run
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,25 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert main(["resluts=x"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+def mounting_allowed() -> bool:
+    probe = ["unshare", "--map-root-user", "--mount", "true"]
+    return bool(shutil.which("unshare")) and subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not mounting_allowed(), reason="needs user namespaces")
+def test_a_finished_run_is_shown_from_a_read_only_disk_and_another_is_refused_in_one_line(results):
+    before = files(results)
+
+    def read_only(*overrides):
+        lock = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        command = [sys.executable, "-m", "erasebench", *SMALL, *overrides, f"results={results}"]
+        alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", lock, str(results)]
+        return subprocess.run([*alone, *command], capture_output=True, text=True, timeout=300)
+
+    shown, refused = read_only("method=uce"), read_only("method=rece")
+    assert shown.returncode == 0 and "cat erased by uce" in shown.stdout, shown.stderr
+    assert refused.returncode == 2 and "cannot be written (Read-only file system)" in refused.stderr.splitlines()[-1]
+    assert files(results) == before
