@@ -139,6 +139,8 @@ def _all_places(path: Path, model: Shapes) -> list[tuple[WeightFiles, dict[str, 
     found = []
     for files in weight_files(path):
         held, metadata = files.header()
+        if not held:
+            raise ValueError(f"checkpoint {path} must hold tensors; it holds none; save the erased weights into it")
         if model:
             found.append((files, _places(held, lora.part_settings(metadata, files.settings), model)))
     refuse_rivals(path, [(files, _parts(places)) for files, places in found])

@@ -471,3 +471,9 @@ def test_a_run_refuses_a_misfit_before_it_loads_a_weight(tmp_path, monkeypatch):
         run(composed(tmp_path / "results", "method=checkpoint", f"method.path={path}"))
     with pytest.raises(ValueError, match="anchor must differ from the concept 'cat'"):
         run(composed(tmp_path / "results", "method=uce", "method.anchor=Cat"))
+
+
+def test_a_checkpoint_without_a_tensor_is_refused(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match="must hold tensors; it holds none"):
+        Checkpoint(path=str(tmp_path / "empty.safetensors")).check(CAT, {"unet.w": (1,)})

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from attacks.prompt_set import PromptSet
+from erasebench.prompts.files import read_prompts
 from erasebench.prompts.published import PublishedPrompts, audit
 from erasebench.store import sources
 from erasebench.types import Concept, Prompt
@@ -247,3 +248,10 @@ def test_a_file_changed_under_its_name_is_another_input(tmp_path):
     before = sources.input_hashes(config)
     path.write_text("b")
     assert before != sources.input_hashes(config) and len(before) == 1  # what is not there counts by nothing
+
+
+def test_a_row_that_is_there_twice_is_said(tmp_path, caplog):
+    path = tmp_path / "set.csv"
+    path.write_text("prompt,evaluation_seed\na cat,1\na cat,2\na dog,1\na cat,1\n")
+    assert len(read_prompts(path, group="target", text="prompt", seed="evaluation_seed")) == 4
+    assert "set.csv line 5 is the same image as line 2" in caplog.text and caplog.text.count("same image") == 1

@@ -195,7 +195,7 @@ def read_prompts(
     needed |= {id: f"name its column, or {node}.id=null numbers the rows"} if id else {}
     needed |= {concept: f"name the column of {node}"} if concept else {}
     name_of = fields.path(f"{node}.path", path).name
-    prompts, places = [], dict[str, str]()
+    prompts, places, same = [], dict[str, str](), dict[tuple[str, ...], str]()
     for number, (place, row) in enumerate(read_rows(path, needed)):
         where = f"{name_of} {place}, column"
         name = str(number) if id is None else row[id]
@@ -205,6 +205,9 @@ def read_prompts(
         if not row[text]:  # I2P has one
             log.warning("%s %r is empty: it asks for nothing", where, text)
         places[name] = place
+        drawn = tuple(row[column] for column in (text, seed, guidance) if column is not None)
+        if seed is not None and (first := same.setdefault(drawn, place)) != place:
+            log.warning("%s %s is the same image as %s: same text, seed and guidance", name_of, place, first)
         prompts.append(
             Prompt(
                 id=f"{group}-{name}",
