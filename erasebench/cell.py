@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from erasebench import fields, labels, naming, progress, several, store
 from erasebench.building import without_extras
-from erasebench.limits import read_json
+from erasebench.limits import read_text
 from erasebench.naming import FREE, GROWING
 from erasebench.prompts.wording import label_texts
 from erasebench.rebuilding import check
-from erasebench.report.runs import find_run
+from erasebench.report.runs import find_run, opened
 from erasebench.store import provenance
 from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
@@ -247,7 +247,7 @@ def grow(cell: Cell) -> None:
         ValueError: the folder holds a run with other settings under this name.
     """
     try:
-        before = read_json(cell.folder / "run.json")["identity"]
+        before = opened(read_text(cell.folder / "run.json"))["identity"]
         a, b = (_fixed(json.loads(json.dumps(identity))) for identity in (before, cell.identity))
         evaluators = before["evaluator"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

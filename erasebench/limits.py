@@ -34,6 +34,11 @@ def check_size(path: Path, most: int) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """The text of a JSON file of at most :data:`MOST_JSON` bytes."""
+    return check_size(path, MOST_JSON).read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file of at most :data:`MOST_JSON` bytes.
 
@@ -42,7 +47,7 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
     """
     try:
-        return json.loads(check_size(path, MOST_JSON).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except RecursionError:
         raise ValueError(f"{path} must be JSON of ordinary depth; it is nested too deeply; write it again") from None
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from erasebench import preflight, progress, several
 from erasebench.building import build
 from erasebench.cell import Cell, Result, plan
-from erasebench.limits import MOST_JSON, check_size
+from erasebench.limits import read_text
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.recording import record
 from erasebench.report import tables
@@ -40,7 +40,7 @@ def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
 def finished(cell: Cell) -> Result | None:
     """The stored result if this very run is complete."""
     try:
-        record = opened(check_size(cell.folder / "run.json", MOST_JSON).read_text(encoding="utf-8"))
+        record = opened(read_text(cell.folder / "run.json"))
         if record["key"] != cell.key:
             return None
         if lost := damaged(cell.folder, record["files"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -57,7 +58,7 @@ def record(
         "judge": {"name": judge.name, "about": str(getattr(judge, "about", ""))},
         "attack": spent(images["original"].prompts),
         "flags": flags,
-        "files": {p.name: file_hash(p) for p in sorted(cell.folder.iterdir()) if p.is_file() and p.name != "run.json"},
+        "files": {p.name: file_hash(p) for p in sorted(cell.folder.iterdir()) if _is_table(p)},
         "steps": cell.steps,
         "stored": cell.stored,
         **provenance.record(),
@@ -65,6 +66,11 @@ def record(
     with replacing(cell.folder / "run.json") as work:
         work.write_text(sealed(run), encoding="utf-8")
     return Result(cell.folder, frame, summary, run, False)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is part of the run: neither its record nor what another process is writing at this moment."""
+    return path.is_file() and path.name != "run.json" and not path.name.startswith(".")
 
 
 def _table(

@@ -45,9 +45,8 @@ def launch(arguments: Sequence[str]) -> int:
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ["ERASEBENCH_TRACEBACK"] = "1"
-    before = (
-        signal.signal(signal.SIGTERM, _terminate) if threading.current_thread() is threading.main_thread() else None
-    )
+    alone = threading.current_thread() is threading.main_thread()
+    before, interrupt = (signal.signal(signal.SIGTERM, _terminate) if alone else None), signal.getsignal(signal.SIGINT)
     try:
         given = _parse(arguments)
         typed = Typed(tuple(given.overrides), folders(given), given.config_name or "config")
@@ -60,21 +59,22 @@ def launch(arguments: Sequence[str]) -> int:
             composed(typed, given.overrides)
         _single.clear()
         return _hydra(arguments_of(given)) or max((CODES[o.status] for o in _single), default=0)
-    except Terminated:
+    except KeyboardInterrupt as stopped:
+        if before is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed twice: once is enough
         print(f"\n{errors.STOPPED}", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print(f"\n{errors.STOPPED}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stopped, Terminated) else 130
     except Exception as error:
         errors.report(error)
         return errors.code(error)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def _terminate(*_: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # batch systems send it to a process and to its group
     raise Terminated
 
 

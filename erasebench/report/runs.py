@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erasebench.limits import MOST_JSON, check_size
+from erasebench.limits import read_text
 from erasebench.store.files import damaged, locate
 
 FILTERS = ("model", "concept", "method", "attack", "seed")
@@ -100,7 +100,7 @@ def recorded(path: Path) -> Run:
         ValueError: it is no record of a run, or a table is damaged or gone.
     """
     try:
-        run = Run(path.parent, opened(check_size(path, MOST_JSON).read_text(encoding="utf-8")))
+        run = Run(path.parent, opened(read_text(path)))
         _ = run.names, run.record["steps"], run.key
         lost = damaged(path.parent, run.record.get("files", {}), TABLES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
