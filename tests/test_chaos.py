@@ -17,7 +17,7 @@ from erasebench.store.claims import Claim, Watch, claimed, holder_of
 from erasebench.store.sources import folder_hash, remembered
 
 FORK = multiprocessing.get_context("fork")
-FEW = ("kills=1", "crashes=1", "disks=1", "crowds=1", "flips=57", "reruns=0", "memory=0", "seed=1")  # about 40 s
+FEW = ("kills=1", "crashes=1", "disks=1", "crowds=0", "flips=57", "reruns=0", "memory=0", "seed=1")
 
 
 @pytest.mark.slow
@@ -27,8 +27,8 @@ def test_a_little_chaos_changes_nothing():
     done = subprocess.run(command, cwd=Path(__file__).parents[1], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {line.split(" | ")[0].strip("| "): line for line in done.stdout.splitlines() if line.startswith("| ")}
-    assert {"kills", "crashes", "disks", "crowds", "flips"} <= set(counts)
-    assert all("same" in counts[name] for name in ("kills", "crashes", "crowds", "flips")), done.stdout
+    assert {"kills", "crashes", "disks", "flips"} <= set(counts)
+    assert all("same" in counts[name] for name in ("kills", "crashes", "flips")), done.stdout
     assert "same" in counts["disks"] or "left out" in counts["disks"], done.stdout
 
 
