@@ -85,8 +85,10 @@ def run(cfg: DictConfig) -> Result:
     erased, key = steps.erase(cell, parts.method, original, parts.concept)
     found = steps.attack(cell, parts.attack, erased, key, original, parts.prompts, parts.concept, parts.judge)
     models = {"original": (original, cell.model_hash), "erased": (erased, key)}
-    images = steps.draw(cell, models, parts.prompts + found)
+    others = steps.beside(cell, parts.evaluators, original, parts.concept)
+    images = steps.draw(cell, models | others, parts.prompts + found)
     scores = steps.score(cell, parts.evaluators, images)
+    images = {side: images[side] for side in models}
     return record(cell, scores, images, parts.attack, parts.judge, parts.evaluators)
 
 
@@ -149,3 +151,6 @@ def check_parts(cell: Cell, parts: Parts) -> None:
     shapes = model_shapes(cell.config["model"])
     for concept in singles if cell.config["together"] == "sequence" else [parts.concept]:
         parts.method.check(concept, shapes)
+    for evaluator in parts.evaluators.values():
+        if evaluator.beside:
+            getattr(evaluator, evaluator.beside).check(parts.concept, shapes)

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,13 +220,17 @@ def expected(configs: Sequence[Mapping[str, Any]], root: Path) -> str:
         root: results folder.
     """
     images: dict[str, tuple[int, str]] = {}
+    beside = cache(lambda target: declared(target, "beside"))  # the field that makes the model it compares with
     for config in configs:
         drawing = _text(config["model"], *DRAWING, "path")
         world = _text(config, "concept", "also", "prompts", "kept", "seed") + drawing
         for kind, number in _counts(config).items():
             attack = _text(config, "attack") if kind == "attack" else ""
             images[f"original {world} {attack}"] = (number, drawing)
-            images[f"erased {world} {attack} {_text(config, 'method')}"] = (number, drawing)
+            others = [node[field] for node in config["evaluator"].values() if (field := beside(node["_target_"]))]
+            erased = [config["method"], *others]
+            for method in erased:
+                images[f"erased {world} {attack} {_text({'method': method}, 'method')}"] = (number, drawing)
     total = sum(number for number, _ in images.values())
     rates = _rates(root)
     known = [number * rates["draw", drawing] for number, drawing in images.values() if ("draw", drawing) in rates]

@@ -133,11 +133,14 @@ class Evaluator(Protocol):
     ``headlines`` says which of its metrics tables and flags show, in which order and as what; the others are recorded.
     ``needs`` names the packages of an optional extra that it imports, as a literal tuple in the class: an evaluator
     nobody asked for by name is left out where they are not installed (``building.without_extras``).
+    ``beside`` names the field that holds a :class:`Method`: ``score`` is then given the images of the model it makes of
+    the original in place of the original's; "" for the original's.
     """
 
     groups: tuple[str, ...]
     version: int
     needs: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[str] = ""
 
     @property
     def headlines(self) -> Sequence[Headline]:

@@ -65,7 +65,7 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
     with cell.measured("erase") as record:
         record |= {"cached": True, "bytes": 0, "intact": True}
         for part, node in stages:
-            erased, key = _erase(cell, method, (erased, key), part, node, record)
+            erased, key = _erase(cell, method, (erased, key), part, node, record, cell.config["method"])
         record["changed_tensors"] = len(diffusion.changed_tensors(erased, original))
         record["guided"] = getattr(erased, "guide", None) is not None
     return erased, key
@@ -78,17 +78,19 @@ def _erase(
     concept: Concept,
     concept_node: Any,
     record: dict[str, Any],
+    node: Any,
 ) -> tuple[Pipeline, str]:
-    """One erasure of a model and its key, from the store or into it."""
+    """One erasure of a model by a method and its config node, and its key, from the store or into it."""
     model, model_key = before
-    node = cell.config["method"]
     key = store.key(VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, cell.made_from(node))
     base = {"base": model_key} if model_key != cell.model_hash else {}
+
+    who = f"method {cell.names['method']}" if node is cell.config["method"] else str(node["_target_"])
 
     def make(folder: Path) -> None:
         record["cached"] = False
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"), counting() as spent:
-            with _unharmed(f"method {cell.names['method']}", model):
+            with _unharmed(who, model):
                 started = time.perf_counter()
                 erased = method.erase(model, concept)
             cost = {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
@@ -104,6 +106,25 @@ def _erase(
     record |= {"key": key, "cost": how["cost"]}  # of the run that made it, since its last restart
     record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return erased, model_key if erased is model else key
+
+
+def beside(
+    cell: Cell, evaluators: Mapping[str, Evaluator], original: Pipeline, concept: Concept
+) -> dict[str, tuple[Pipeline, str]]:
+    """Evaluator -> the model whose images it compares with, and its key, where that is not the original."""
+    wanted = {name: evaluator for name, evaluator in evaluators.items() if evaluator.beside}
+    if not wanted:
+        return {}
+    models = {}
+    node = {"parts": cell.concepts} if concept.parts else cell.concepts[0]
+    with cell.measured("beside") as record:
+        record |= {"cached": True, "bytes": 0, "intact": True}
+        for name, evaluator in wanted.items():
+            method = cell.config["evaluator"][name][evaluator.beside]
+            models[name] = _erase(
+                cell, getattr(evaluator, evaluator.beside), (original, cell.model_hash), concept, node, record, method
+            )
+    return models
 
 
 def _forget() -> None:
@@ -207,9 +228,8 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
     for images in sets.values():
         cell.refer("images", images.key)
     with cell.measured("draw") as record:
-        todo = {side: store.missing(images.folder, by_digest) for side, images in sets.items()}
-        if sets["erased"].key == sets["original"].key:
-            todo["erased"] = []
+        alone = {images.key: side for side, images in reversed(sets.items())}  # sides that are one model are one
+        todo = {side: store.missing(sets[side].folder, by_digest) for side in reversed(alone.values())}
         total = sum(map(len, todo.values()))
         record["cached"] = total == 0
         record["keys"] = {side: images.key for side, images in sets.items()}  # where they lie, for whoever shows them
@@ -269,13 +289,14 @@ def _draw_some(
 
 def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, ImageSet]) -> dict[str, list[Score]]:
     """Scores of both models by every evaluator; the original's are shared by all methods."""
-    out: dict[str, list[Score]] = {side: [] for side in images}
+    out: dict[str, list[Score]] = {"original": [], "erased": []}
     with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
         for name, evaluator in evaluators.items():
             node = cell.config["evaluator"][name]
-            for side in ("original", "erased"):
-                subset, base = images[side].only(evaluator.groups), images["original"].only(evaluator.groups)
+            other = images[name if evaluator.beside else "original"]
+            for side in out:
+                subset, base = images[side].only(evaluator.groups), other.only(evaluator.groups)
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
                 inputs = [subset.key, base.key, asked]
                 key = store.key(evaluator.version, node, cell.made_from(node), inputs)

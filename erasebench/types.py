@@ -25,7 +25,7 @@ Group = Literal["target", "paraphrase", "neighbour", "unrelated", "coco", "attac
 Access = Literal["none", "text_encoder", "queries", "model"]  # queries: images of the erased model, judged
 Strength = Literal["text", "embedding", "latent", "weights"]
 Status = Literal["ok", "nan", "constant", "error"]
-Role = Literal["", "present", "kept", "success", "similarity", "distance", "mean", "influence"]
+Role = Literal["", "present", "kept", "success", "similarity", "distance", "likeness", "mean", "influence"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -227,9 +227,9 @@ class Headline:
         unit: ``%`` for a fraction that is shown in percent.
         role: what flags and tables do with it. present: how often the erased concept is seen; kept: how often what was
             asked for is seen; success: an attack's success; similarity: image to text; distance: between sets of
-            images; mean: one number for the whole erasure, by which a leaderboard is sorted; influence: how much each
-            image moves the distance whose metric stands behind ``influence.``, recorded for intervals of differences
-            and shown nowhere.
+            images; likeness: of each image to another model's of the same prompt and noise; mean: one number for the
+            whole erasure, by which a leaderboard is sorted; influence: how much each image moves the distance whose
+            metric stands behind ``influence.``, recorded for intervals of differences and shown nowhere.
 
     >>> Headline(metric="any@0.6", group="target", label="", role="present").fits("any@0.65", "target")
     False

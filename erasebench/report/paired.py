@@ -20,7 +20,7 @@ from erasebench.report.tables import METRIC, read_results
 
 CONTEST = ("model", "concept", "attack", "budget", "strength", "settings")  # what compared rows share
 SAME = ("group", "relation", "prompt_id", "seed")  # one image of either model: its prompt and its noise
-SHOWN = ("present", "kept", "success", "similarity", "distance")
+SHOWN = ("present", "kept", "success", "similarity", "distance", "likeness")
 COLUMNS = (
     *CONTEST, *METRIC, "group", "head", "unit", "first", "second", "n", "clusters", "trainings", "first_mean",
     "second_mean", "delta", "low", "high", "p_value", "p_holm", "resolves", "says",

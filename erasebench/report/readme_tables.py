@@ -10,7 +10,7 @@ from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, method_names
 from erasebench.report.tables import read_summary
 
-ROLES = ("present", "kept", "similarity", "distance")  # of the headlines that are columns
+ROLES = ("present", "kept", "similarity", "distance", "likeness")  # of the headlines that are columns
 
 
 def methods(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[list[str]]:
