@@ -253,11 +253,12 @@ def _counts(config: Mapping[str, Any]) -> dict[str, int]:
     if kept := config.get("kept"):
         own = [v for k, v in (kept.get("n") or {}).items() if k in KEPT_GROUPS]
         plain += sum(own) or _limit(kept)
-    set_size = min((v for k in ("limit", "rows") if isinstance(v := attack.get(k), int)), default=None)
     searched = len([k for k in attack if k != "_target_"]) > 0  # the null attack has no settings
-    set_size = _limit(attack) if set_size is None and "path" in attack else set_size
-    target = groups.get("target") or 0
-    return {"plain": plain, "attack": set_size if set_size is not None else target if searched else 0}
+    attacked = (groups.get("target") or 0) if searched else 0
+    if "path" in attack:  # a set of prompts; elsewhere rows and limit are settings of a search
+        known = [v for k in ("limit", "rows") if isinstance(v := attack.get(k), int)]
+        attacked = min(known) if known else _limit(attack)
+    return {"plain": plain, "attack": attacked}
 
 
 def _limit(source: Mapping[str, Any]) -> int:

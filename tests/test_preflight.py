@@ -96,6 +96,14 @@ def test_cells_that_share_images_count_them_once_and_earlier_runs_tell_the_time(
     assert "45 images, about 1 min" in preflight.expected(two, tmp_path)
 
 
+def test_a_search_draws_every_target_and_a_reference_model_is_drawn_too(config, tmp_path):
+    n = {"target": 10, "paraphrase": 0, "neighbour": 0, "unrelated": 0, "coco": 0}
+    searched = changed(config, tmp_path, prompts={"n": n}, attack={"_target_": "x.Y", "rows": 3})  # rows: of its loss
+    assert preflight.expected([searched], tmp_path).startswith("at most 40 images")
+    beside = {"o": {"_target_": "evaluators.oracle.OracleDistance", "oracle": {"_target_": "methods.oracle.Oracle"}}}
+    assert preflight.expected([{**searched, "evaluator": beside}], tmp_path).startswith("at most 60 images")
+
+
 def test_the_command_lists_them_and_refuses_what_is_misspelt(capsys):
     assert needs.main(["experiment=rece_nudity_sd14"]) == 0
     assert "model.path: CompVis/stable-diffusion-v1-4" in capsys.readouterr().out
