@@ -63,6 +63,20 @@ def test_the_embedded_model_takes_its_own_recipe_and_the_paper_s_is_one_override
     assert config("method=uce", "model=sd14").recipe == "paper"
 
 
+def test_the_second_edition_edits_objects_as_published_and_styles_with_rows_of_sentences():
+    assert {config("model=emoji2", f"method={name}").recipe for name in ("uce", "rece_objects_easy")} == {"paper"}
+    styles = config("model=emoji2", "method=uce_artists", "concept=ink")
+    assert (
+        styles.recipe == "uce_emoji"
+        and styles.method == config("method=uce", "concept=ink", "model=emoji2", "recipe=uce_emoji").method
+    )
+    assert (
+        config("model=emoji2", "method=esd_x").method
+        == config("model=emoji2", "method=esd_x", "adaptation=emoji").method
+    )
+    assert config("model=emoji2", "attack=ringabell").attack.generations == 240
+
+
 def test_recipes_strengths_and_budgets_name_existing_methods_and_attacks():
     known = {"recipe": options("method"), "strength": options("attack"), "budget": options("attack")}
     for group, stems in known.items():
@@ -78,9 +92,14 @@ def of_attacks(group: str) -> list[tuple[str, str]]:
 
 
 def changed(group: str, stem: str) -> tuple[set[str], set[str]]:
-    """The attack's fields that a yaml sets, and those that composing it really changes; the file must name itself."""
+    """The attack's fields that a yaml sets, and those that composing it really changes; the file must name itself, or
+    take over the whole of another, name included."""
     node = OmegaConf.load(conf_folder() / group / f"{stem}.yaml")
-    assert set(node) == {group, "attack"} and node[group] == stem
+    own = {stem}
+    for other in node.pop("defaults", []):
+        own = {stem} if node else {other}
+        node = OmegaConf.merge(OmegaConf.load(conf_folder() / group / f"{other}.yaml"), node)
+    assert set(node) == {group, "attack"} and {node[group]} == own
     attack, others = f"attack={stem.rpartition('_')[0]}", {"strength", "budget"} - {group}
     papers = [f"{other}=paper" for other in others]
     with_, without = (config(attack, *papers, *more).attack for more in ((f"{group}={stem}",), (f"{group}=paper",)))
