@@ -12,6 +12,7 @@ from erasebench.store.images import ImageSet
 from erasebench.types import Access, Concept, Headline, Pipeline, Prompt, Score, Strength, Verdict
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image
 
@@ -35,6 +36,19 @@ class Judge(Protocol):
 
     def __call__(self, images: Sequence[Image.Image], concepts: Sequence[str]) -> list[Verdict]:
         """One verdict per image; ``concepts[i]`` is the concept looked for in ``images[i]``."""
+        ...
+
+
+class FeatureNetwork(Protocol):
+    """A network whose activations describe an image; hashable, ``name`` carries its weights and how it resizes."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Activations [n, d] float32."""
         ...
 
 

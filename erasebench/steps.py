@@ -111,7 +111,7 @@ def _erase(
 def beside(
     cell: Cell, evaluators: Mapping[str, Evaluator], original: Pipeline, concept: Concept
 ) -> dict[str, tuple[Pipeline, str]]:
-    """Evaluator -> the model whose images it compares with, and its key, where that is not the original."""
+    """Side (:func:`other_side`) -> the model whose images an evaluator compares with, and its key, but the original."""
     wanted = {name: evaluator for name, evaluator in evaluators.items() if evaluator.beside}
     if not wanted:
         return {}
@@ -121,10 +121,15 @@ def beside(
         record |= {"cached": True, "bytes": 0, "intact": True}
         for name, evaluator in wanted.items():
             method = cell.config["evaluator"][name][evaluator.beside]
-            models[name] = _erase(
+            models[other_side(name, evaluator)] = _erase(
                 cell, getattr(evaluator, evaluator.beside), (original, cell.model_hash), concept, node, record, method
             )
     return models
+
+
+def other_side(name: str, evaluator: Evaluator) -> str:
+    """Whose images an evaluator compares with; the dot keeps its own model apart from the run's two."""
+    return f"{name}.{evaluator.beside}" if evaluator.beside else "original"
 
 
 def _forget() -> None:
@@ -228,8 +233,8 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
     for images in sets.values():
         cell.refer("images", images.key)
     with cell.measured("draw") as record:
-        alone = {images.key: side for side, images in reversed(sets.items())}  # sides that are one model are one
-        todo = {side: store.missing(sets[side].folder, by_digest) for side in reversed(alone.values())}
+        alone = {images.key: side for side, images in sets.items()}  # sides that are one model are drawn once
+        todo = {side: store.missing(sets[side].folder, by_digest) for side in alone.values()}
         total = sum(map(len, todo.values()))
         record["cached"] = total == 0
         record["keys"] = {side: images.key for side, images in sets.items()}  # where they lie, for whoever shows them
@@ -294,7 +299,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
         record["cached"] = True
         for name, evaluator in evaluators.items():
             node = cell.config["evaluator"][name]
-            other = images[name if evaluator.beside else "original"]
+            other = images[other_side(name, evaluator)]
             for side in out:
                 subset, base = images[side].only(evaluator.groups), other.only(evaluator.groups)
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]

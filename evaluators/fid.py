@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from erasebench import fields
+from erasebench import fields, protocols
 from erasebench.judges.judging import check_files
 from erasebench.protocols import Evaluator
 from erasebench.report import clusters
@@ -19,24 +19,12 @@ from erasebench.report.sharing import clusters_of
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Score
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 FEWEST = 10  # images below which no interval is given
 BLOCK = 1024  # images whose features are held in float64 at a time
 
 
-class FeatureNetwork(Protocol):
-    """A network whose activations describe an image; hashable, ``name`` carries its weights and how it resizes."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def name(self) -> str: ...
-
-    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Activations [n, d] float32."""
-        ...
+class FeatureNetwork(protocols.FeatureNetwork, Protocol):
+    """One that may know what real images look like to it."""
 
     def reference(self) -> tuple[np.ndarray, np.ndarray, int] | None:
         """Mean [d] and covariance [d, d] float64 of real images and their number; None if there are none."""

@@ -5,31 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
 from erasebench import fields
+from erasebench.judges.divided import asked
 from erasebench.judges.judging import check_files, judge_images
-from erasebench.protocols import Evaluator, Judge, Method
+from erasebench.protocols import Evaluator, FeatureNetwork, Judge, Method
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Score, Status
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-class FeatureNetwork(Protocol):
-    """A network whose activations describe an image; hashable, ``name`` carries its weights."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def name(self) -> str: ...
-
-    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Activations [n, d] float32."""
-        ...
 
 
 def cosine_distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -113,11 +98,12 @@ class OracleDistance(Evaluator):
         scores = []
         judged = zip(judge_images(self.judge, ours), judge_images(self.judge, theirs), strict=True)
         for (prompt, seen, status), (_, known, oracle_status) in judged:
+            judge = asked(self.judge, prompt.concept).name
             same = math.nan if seen is None or known is None else float(seen.label == known.label)
             scores.append(
                 Score(
-                    evaluator="oracle", metric=f"agreement.{self.judge.name}", value=same, group=prompt.group,
-                    prompt_id=prompt.id, relation=prompt.relation, higher_is_better=True, judge=self.judge.name,
+                    evaluator="oracle", metric=f"agreement.{judge}", value=same, group=prompt.group,
+                    prompt_id=prompt.id, relation=prompt.relation, higher_is_better=True, judge=judge,
                     status=_worse(status, oracle_status), rate=True,
                 )
             )  # fmt: skip

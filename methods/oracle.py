@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from erasebench import diffusion, fields
 from erasebench.diffusion import differences
 from erasebench.protocols import Method
-from erasebench.store.files import locate
+from erasebench.store.files import locate, tensor_header
 from erasebench.types import Concept, Pipeline
 
 
@@ -45,8 +46,15 @@ class Oracle(Method):
         fields.text("folder", self.folder, empty=False)
 
     def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """A ValueError, before any weight is loaded, if there is no oracle for the concept."""
-        self._file(concept)
+        """A ValueError, before any weight is loaded, if the concept has no oracle, or only one of another model."""
+        stored = differences.sizes(tensor_header(self._file(concept))[0])
+        here = {name: math.prod(shape) for name, shape in shapes.items()}
+        other = [name for name, size in stored.items() if here.get(f"unet.{name}") != size]
+        if shapes and other:
+            raise ValueError(
+                f"model must be the one whose oracles lie in {self.folder}; got one whose UNet has another tensor "
+                f"{other[0]}; choose that model (model=emoji2), or give oracles of this one as the method's folder"
+            )
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline with the oracle's UNet; the rest is shared with ``pipe``."""

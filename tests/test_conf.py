@@ -63,18 +63,19 @@ def test_the_embedded_model_takes_its_own_recipe_and_the_paper_s_is_one_override
     assert config("method=uce", "model=sd14").recipe == "paper"
 
 
+@pytest.mark.slow
 def test_the_second_edition_edits_objects_as_published_and_styles_with_rows_of_sentences():
     assert {config("model=emoji2", f"method={name}").recipe for name in ("uce", "rece_objects_easy")} == {"paper"}
-    styles = config("model=emoji2", "method=uce_artists", "concept=ink")
-    assert (
-        styles.recipe == "uce_emoji"
-        and styles.method == config("method=uce", "concept=ink", "model=emoji2", "recipe=uce_emoji").method
-    )
-    assert (
-        config("model=emoji2", "method=esd_x").method
-        == config("model=emoji2", "method=esd_x", "adaptation=emoji").method
-    )
+    for name in ("uce", "rece"):
+        styles = config("model=emoji2", f"method={name}_artists", "concept=ink")
+        rows = config("model=emoji2", f"method={name}", "concept=ink", f"recipe={name}_emoji")
+        assert (styles.recipe, styles.method) == (f"{name}_emoji", rows.method)
     assert config("model=emoji2", "attack=ringabell").attack.generations == 240
+
+
+def test_the_second_edition_takes_over_what_it_has_no_word_of_its_own_for():
+    mine, first = (config("model=emoji2", "method=esd_x", *more) for more in ((), ("adaptation=emoji",)))
+    assert (mine.recipe, mine.method) == (first.recipe, first.method)
 
 
 def test_recipes_strengths_and_budgets_name_existing_methods_and_attacks():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import erasebench
+from erasebench.judges.divided import DividedJudge
 from erasebench.store.images import ImageSet, write_shard
 from erasebench.types import Prompt, Verdict
 from evaluators.oracle import OracleDistance, cosine_distance
@@ -63,6 +64,29 @@ def test_an_image_that_either_side_lacks_has_a_status_and_no_value(tmp_path):
 def test_prompts_that_name_no_concept_have_a_distance_only(tmp_path):
     found = scores_of(tmp_path, ["red"], ["blue"], concept="", group="coco")
     assert found["agreement.eyes"] == [] and [s.value for s in found["oracle_distance.eyes"]] == [1.0]
+
+
+class Sees:
+    """Sees one concept, and names itself in its verdicts."""
+
+    def __init__(self, name, concepts):
+        self.name, self.concepts = name, concepts
+
+    def check(self, concepts):
+        if set(concepts) - self.concepts:
+            raise ValueError("unseen")
+
+    def __call__(self, images, concepts):
+        return [Verdict(present=True, score=1.0, label=self.name) for _ in images]
+
+
+def test_an_agreement_carries_the_name_of_the_judge_that_was_asked(tmp_path):
+    prompts = [Prompt(id=c, text=c, group="target", concept=c) for c in ("cat", "dog")]
+    images = image_set(tmp_path / "a", prompts, ["red", "red"])
+    judge = DividedJudge(first=Sees("one", {"cat"}), others=Sees("two", {"dog"}))
+    found = OracleDistance(judge=judge, features=Eyes(), oracle=None).score(images, images)
+    agreed = [(s.metric, s.judge) for s in found if s.metric.startswith("agreement")]
+    assert agreed == [("agreement.one", "one"), ("agreement.two", "two")]
 
 
 def test_cosine_distance_is_that_of_a_slow_loop_and_knows_no_scale():

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from erasebench import diffusion
 from erasebench.diffusion import differences
+from erasebench.diffusion.headers import folder_shapes
 from erasebench.store.files import locate
 from erasebench.types import Concept
 from methods.oracle import Oracle
@@ -52,6 +53,14 @@ def test_concepts_without_an_oracle_are_refused_with_those_that_have_one(tmp_pat
         Oracle(folder=str(tmp_path)).check(CAT, {})
     with pytest.raises(ValueError, match="got 'dog'; these have one: apple, car, cat, gun, ink, sun"):
         Oracle(folder=SHIPPED).check(DOG, {})
+
+
+def test_another_model_is_refused_by_headers_alone():
+    shapes = {edition: folder_shapes(locate(f"pkg:erasebench/emoji/{edition}")) for edition in ("weights", "weights2")}
+    Oracle(folder=SHIPPED).check(CAT, shapes["weights2"])
+    Oracle(folder=SHIPPED).check(CAT, {})  # a model that is not on this disk
+    with pytest.raises(ValueError, match=r"got one whose UNet has another tensor conv_(in|out)\S+; choose that model"):
+        Oracle(folder=SHIPPED).check(CAT, shapes["weights"])
 
 
 def test_shipped_oracles_fit_the_shipped_model():

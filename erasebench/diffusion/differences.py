@@ -8,6 +8,7 @@ are normal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,6 +57,21 @@ def _best(groups: Tensor, levels: int) -> Tensor:
         s = (top * share).clamp(min=1e-12)[:, None]
         errors.append(((groups / s).round().clamp(-levels, levels) * s - groups).square().sum(1))
     return top * shares[torch.stack(errors).argmin(0)]
+
+
+def sizes(stored: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """How many numbers each tensor of a stored difference has, from the shapes in its file's header.
+
+    >>> sizes({"a.bias": (8,), "a.weight.codes": (48,), "a.weight.scale": (2,)})
+    {'a.bias': 8, 'a.weight': 128}
+    """
+    found = {}
+    for key, shape in stored.items():
+        name, _, kind = key.rpartition(".")
+        packed = f"{name}.codes" in stored and f"{name}.scale" in stored
+        if not (packed and kind == "codes"):
+            found[name if packed else key] = math.prod(shape) * (GROUP if packed else 1)
+    return found
 
 
 def unpack(stored: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
