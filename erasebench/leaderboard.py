@@ -1,55 +1,104 @@
-"""The leaderboard, from the tables alone: ``python -m erasebench.leaderboard [results=DIR]``.
+"""The leaderboard: methods pooled over concepts and seeds, ranked only where a difference is shown.
 
-Writes ``leaderboard.csv`` (full precision) and ``leaderboard.md`` into the results folder.
+    python -m erasebench.leaderboard [results=DIR] [model=A,B] [methods=A,B] [concepts=A,B] [attack=A,B]
+
+One board per model and task, the un-erased model always in it, from the tables alone. Writes ``leaderboard.csv`` (full
+precision), ``leaderboard.md`` and ``leaderboard.html`` into the results folder, and every cell behind it as
+``leaderboard_cells.csv``. How to read it: docs/leaderboard.md.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from erasebench.command.arguments import Incomplete, command, parse
 
-USAGE = "usage: python -m erasebench.leaderboard [results=DIR]"
+USAGE = "usage: python -m erasebench.leaderboard [results=DIR] [model=A,B] [methods=] [concepts=] [attack=]"
+FILTERS = {"model": "model", "methods": "method", "concepts": "concept", "attack": "attack"}  # word -> column
 
 
-def write(root: Path) -> str:
-    """Write both files into the results folder; returns what is printed.
+def write(root: Path, wanted: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Write the files into the results folder; returns what is printed.
+
+    Args:
+        root: the results folder.
+        wanted: column of :data:`FILTERS` -> its values.
 
     Raises:
         Incomplete: runs that are damaged are left out of it.
-        OSError, ValueError: no runs, or none that can be read.
+        OSError, ValueError: no runs, none that can be read, or a filter that fits none.
     """
+    from erasebench.report import board_text
+    from erasebench.report.board import boards, run_facts
     from erasebench.report.checks import between_attacks
     from erasebench.report.evidence import other_settings
     from erasebench.report.leaderboard import grid, leaderboard, legend
     from erasebench.report.printing import as_markdown, as_text, plain
+    from erasebench.report.runs import read_runs
     from erasebench.report.tables import read_results, write_csv
     from erasebench.store.files import replacing
 
     skipped: list[str] = []
-    scores = read_results(root, headlines=True, skipped=skipped)
-    board = leaderboard(scores)
-    lines, told = grid(board), legend(board)
-    doubted = [*between_attacks(scores), *other_settings(scores)]
-    flags = [plain(f"{flag['flag']}: {flag['message']} {flag['what_to_do']}") for flag in doubted]
-    write_csv(root / "leaderboard.csv", board.table)
-    with replacing(root / "leaderboard.md") as work:
-        doubts = "\n\nDoubts (docs/flags.md):\n\n" + "\n".join(f"- {flag}" for flag in flags) if flags else ""
-        work.write_text(f"# Leaderboard\n\n{as_markdown(lines)}\n\n{told}{doubts}\n", encoding="utf-8")
-    doubts = "".join(f"\n! {flag}" for flag in flags)
-    said = f"{as_text(lines)}\n\n{told}{doubts}\n\nwritten: {root / 'leaderboard.csv'}, {root / 'leaderboard.md'}"
+    scores = filtered(read_results(root, headlines=True, skipped=skipped), wanted or {})
+    shown = set(scores.run.unique())
+    recorded = any(root.glob("runs/**/run.json"))
+    runs = [run for run in read_runs(root, []) if run.key in shown] if recorded else []
+    found = boards(scores, run_facts(runs))
+    cells = leaderboard(scores, {run.key: run.folder / "summary.csv" for run in runs})
+    lines = grid(cells)
+    doubts = [
+        plain(f"{flag['flag']}: {flag['message']} {flag['what_to_do']}")
+        for flag in (*between_attacks(scores), *other_settings(scores))
+    ]
+    write_csv(root / "leaderboard.csv", board_text.wide(found))
+    write_csv(root / "leaderboard_cells.csv", cells.table)
+    below = f"## Cells\n\n{as_markdown(lines)}\n\n{legend(cells)}"
+    listed = f"\n\nDoubts (docs/flags.md):\n\n{chr(10).join(f'- {doubt}' for doubt in doubts)}" if doubts else ""
+    texts = {
+        "leaderboard.md": f"# Leaderboard\n\n{board_text.markdown(found)}\n\n{below}{listed}\n",
+        "leaderboard.html": board_text.page(found, lines, doubts),
+    }
+    for name, text in texts.items():
+        with replacing(root / name) as work:
+            work.write_text(text, encoding="utf-8")
+    told = "\n\n".join(f"{one.name}\n{as_text(board_text.grid(one))}\n{board_text.legend(one)}" for one in found)
+    files = ", ".join(str(root / name) for name in ("leaderboard.csv", "leaderboard_cells.csv", *texts))
+    said = f"{told}\n\n{board_text.LEGEND}{''.join(f'{chr(10)}! {doubt}' for doubt in doubts)}\n\nwritten: {files}"
     if skipped:
         raise Incomplete(said, skipped)
     return said
 
 
+def filtered(scores: Any, wanted: Mapping[str, Sequence[str]]) -> Any:
+    """The rows with the wanted values; the plain prompts of every attack's runs stay, and so does the null method.
+
+    Raises:
+        ValueError: a value that nothing has, with those there are.
+    """
+    from erasebench.report.runs import NOTHING
+
+    for name, values in wanted.items():
+        column = FILTERS[name]
+        there = sorted(set(scores[column]))
+        if absent := [value for value in values if value not in there]:
+            raise ValueError(f"{name} must be one of {', '.join(there)}; got {absent[0]!r}; leave it out for all")
+        keep = scores[column].isin([*values, *([NOTHING] if column in ("method", "attack") else [])])
+        scores = scores[keep]
+    if not len(scores):
+        told = " ".join(f"{name}={','.join(values)}" for name, values in wanted.items())
+        raise ValueError(f"{told} together must fit a run; none does; leave one out")
+    return scores
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print and write the leaderboard; returns the exit code, 2 for bad input."""
 
-    def work(given: list[str]) -> str:
-        return write(Path(parse(given, {"results": "results"})["results"]))
+    def work(words: list[str]) -> str:
+        given = parse(words, {"results": "results", **{name: list[str]() for name in FILTERS}})
+        return write(Path(given["results"]), {name: given[name] for name in FILTERS if given[name]})
 
     return command(USAGE, __doc__, arguments, work)
 

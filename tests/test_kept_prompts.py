@@ -103,5 +103,5 @@ def test_captions_alone_have_their_rows_everywhere(tmp_path, captions, capsys):
     result = run(OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
     assert set(result.scores.group) <= {"coco", "kept"}
     assert leaderboard.main([f"results={tmp_path}"]) == 0
-    board = pd.read_csv(tmp_path / "leaderboard.csv")
+    board = pd.read_csv(tmp_path / "leaderboard_cells.csv")
     assert len(board) == 1 and board.filter(like="fid").notna().any(axis=None)

@@ -210,15 +210,17 @@ def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
         [sys.executable, "-c", code, f"results={tmp_path}"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if " uce " in line)
-    assert "10 [4, 21] (100)" in line and "12.5 [11.0, 14.0] (12.5)" in line
-    back = pd.read_csv(tmp_path / "leaderboard.csv")
+    line = next(line for line in done.stdout.splitlines() if line.startswith("uce "))
+    assert "10 [4, 21] (1)" in line and "12.5 [11.0, 14.0] (1)" in line
+    back = pd.read_csv(tmp_path / "leaderboard_cells.csv")
     assert back.method.tolist() == ["rece", "uce"] and back.target_low[0] == wilson(5, 50)[0]
     page = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
-    assert page.startswith("# Leaderboard\n\n| model |") and "10 [4, 21] (100)" in page
-    before = page.encode(), (tmp_path / "leaderboard.csv").read_bytes()
+    assert page.startswith("# Leaderboard\n\n## emoji\n\n| method |") and "10 [4, 21] (100)" in page
+    line = next(line for line in page.split("## Cells")[1].splitlines() if "| uce |" in line)
+    assert "10 [4, 21] (100)" in line and "12.5 [11.0, 14.0] (12.5)" in line
+    before = page.encode(), (tmp_path / "leaderboard_cells.csv").read_bytes()
     assert main([f"--results={tmp_path}"]) == 0
-    assert before == ((tmp_path / "leaderboard.md").read_bytes(), (tmp_path / "leaderboard.csv").read_bytes())
+    assert before == ((tmp_path / "leaderboard.md").read_bytes(), (tmp_path / "leaderboard_cells.csv").read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -246,4 +248,4 @@ def test_no_results_and_broken_results_are_one_line_and_exit_code_2(tmp_path, ca
     assert main([f"results={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert "delete it and run its cell again" in error and error.count("\n") == 1
-    assert not (tmp_path / "leaderboard.csv").exists()
+    assert not (tmp_path / "leaderboard_cells.csv").exists()

@@ -152,8 +152,8 @@ def test_a_strangers_parts_run_and_appear_everywhere(stranger):
     assert "few_prompts" in flags
 
     board = command("erasebench.leaderboard", "results=r")
-    assert "red" in board.splitlines()[0] and "damp" in board and "shout" in board
-    assert "red" in pd.read_csv(folder / "r" / "leaderboard.csv").columns
+    assert "red" in board.splitlines()[1] and "damp" in board and "shout" in board
+    assert "red" in pd.read_csv(folder / "r" / "leaderboard_cells.csv").columns
 
     assert "nothing was computed" in run(command)
     (folder / "eb_helper.py").write_text("FACTOR = 0.25\n")

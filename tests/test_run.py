@@ -209,4 +209,4 @@ def test_a_grid_and_its_leaderboard(tmp_path):
         text=True,
     )
     assert board.returncode == 0, board.stderr
-    assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "leaderboard_cells.csv")) == 4

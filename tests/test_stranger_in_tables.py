@@ -100,7 +100,7 @@ def test_the_closing_table_has_its_rows_in_its_order(tmp_path):
 
 def test_the_leaderboard_has_its_columns_directions_and_order(results, capsys):
     assert leaderboard([f"results={results}"]) == 0
-    out, board = capsys.readouterr().out, pd.read_csv(results / "leaderboard.csv")
+    out, board = capsys.readouterr().out, pd.read_csv(results / "leaderboard_cells.csv")
     assert "loud ↓" in out and "calm ↑" in out and "Hz ↑" in out and "loud: loud at its name, %" in out
     assert board.method.tolist() == ["gag", "hush", "gag", "hush"]  # the higher blend first, in each contest
     assert board.judge.unique().tolist() == [JUDGE] and board.shout.tolist() == [0.1, 0.7, 0.1, 0.3]

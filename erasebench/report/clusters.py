@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from math import atan, cos, nan, pi, sin, sqrt
+from math import atan, cos, inf, nan, pi, sin, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -37,12 +37,14 @@ def student(df: int, confidence: float = 0.95) -> float:
     low, high = 0.0, 1e6
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, df) < confidence else (low, middle)
+        low, high = (middle, high) if inside(middle, df) < confidence else (low, middle)
     return high
 
 
-def _inside(t: float, df: int) -> float:
-    """P(|T| < t)."""
+def inside(t: float, df: int) -> float:
+    """P(|T| < t); above 2,000 degrees of freedom the normal distribution's."""
+    if df > 2000 or t == inf:
+        return 2 * NormalDist().cdf(t) - 1
     angle = atan(t / sqrt(df))
     even = df % 2 == 0
     term = total = 1.0 if even else cos(angle)
@@ -180,7 +182,7 @@ def mean_test(values: Values, clusters: Clusters) -> float:
     if margin == 0:
         return 1.0 if middle == 0 else 0.0
     t = abs(middle) / margin * student(df)
-    return max(0.0, 1 - _inside(t, df)) if df <= 2000 else 2 - 2 * NormalDist().cdf(t)
+    return max(0.0, 1 - inside(t, df))
 
 
 def paired_rates(first: Values, second: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from math import isnan, nan
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from erasebench.report.checks import difference
 from erasebench.report.printing import number, too_few
-from erasebench.report.tables import CELL, summarise
+from erasebench.report.tables import CELL, read_summaries, summarise
 
 SIDES = {
     "": "mean",
@@ -67,22 +68,36 @@ class Board:
     columns: tuple[Column, ...]
 
 
-def leaderboard(scores: pd.DataFrame) -> Board:
+def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -> Board:
     """Tidy scores -> the board; in a contest the best first by its own headline: the attack's rate, else the target's.
 
     A row's rank is one more than the number of rows of its contest and judge that are shown to be better (the 95 %
     interval of the difference of the two, by cluster, leaves out 0); rows that nothing tells apart share it. Without
     rates of the erased concept the ``mean`` headline ranks, else the first there is.
     What needs no judge (a similarity, a distance) stands in the row of every judge of its cell.
+
+    Args:
+        scores: headline rows.
+        files: run -> its ``summary.csv``, where there is one; cells of one run are not summarised again.
     """
     scores = scores[scores.place.notna()]
     run = scores.run.map(_versions(scores)) if len(scores) else scores.run
-    parts = [(str(v), _headlines(summarise(part))) for v, part in scores.groupby(run, sort=True)]
+    parts = [(str(v), _headlines(_summary(part, files or {}))) for v, part in scores.groupby(run, sort=True)]
     columns = _columns(pd.concat([part for _, part in parts])) if parts else ()
     rows = [row for versions, part in parts for row in _rows(part, versions)]
     wide = [column.name + side for column in columns for side in (*SIDES, "_metric")]
     table = pd.DataFrame(rows, columns=[*CELL, *OWN, *wide, "versions"])
     return Board(_ordered(table, columns), columns)
+
+
+def _summary(scores: pd.DataFrame, files: Mapping[str, Path]) -> pd.DataFrame:
+    """The summary of some runs: what is known of a cell's only run, else summarised from its scores."""
+    cells = scores[["run", *CELL]].drop_duplicates()
+    alone = cells.groupby(list(CELL)).run.transform("size") == 1
+    told = [run for run in cells.run[alone] if run in files]
+    rest = scores[~scores.run.isin(told)] if told else scores
+    known = [read_summaries([files[run] for run in told])] if told else []
+    return pd.concat([*known, *([summarise(rest)] if len(rest) else [])], ignore_index=True)
 
 
 def _versions(scores: pd.DataFrame) -> dict[str, str]:

@@ -16,6 +16,7 @@ from erasebench.store.files import damaged, locate
 FILTERS = ("model", "concept", "method", "attack", "seed")
 LITERAL = "paper"  # the recipe that changes nothing
 NOTHING = "none"  # the method that erases nothing
+ORACLE = "oracle"  # the method whose model never knew the concept
 
 
 @dataclass(frozen=True)

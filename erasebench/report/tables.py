@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from csv import QUOTE_ALL
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -266,10 +267,25 @@ def read_summary(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: an older version wrote it, or it is no summary.
     """
-    path = Path(path)
+    return read_summaries([path])
+
+
+def read_summaries(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """The rows of several summaries, one file after the other; see :func:`read_summary`.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        ValueError: the first that an older version wrote, or that is no summary.
+    """
+    texts = [_text(Path(path)) for path in paths]
+    if len({head for head, _ in texts}) > 1:  # which of them is of another version is said by its own reading
+        return pd.concat([read_summary(path) for path in paths], ignore_index=True)
+    path = ", ".join(map(str, paths[:1]))
     try:
-        frame = pd.read_csv(path, dtype="str", keep_default_na=False).map(uncell)
-        _complete(list(frame.columns), str(path), _SUMMARY_DTYPES)
+        whole = StringIO(texts[0][0] + "".join(body for _, body in texts))
+        frame = pd.read_csv(whole, dtype="str", keep_default_na=False)
+        frame = frame.apply(lambda column: column.map(uncell) if column.str.startswith("'").any() else column)
+        _complete(list(frame.columns), path, _SUMMARY_DTYPES)
         truth = {"True": True, "False": False, "": None}
         for name, dtype in _SUMMARY_DTYPES.items():
             if dtype in ("bool", "boolean"):
@@ -277,8 +293,19 @@ def read_summary(path: str | Path) -> pd.DataFrame:
             elif dtype != "str":
                 frame[name] = frame[name].replace("", None if dtype == "Int64" else "nan")
         return _typed(frame, str(path), _SUMMARY_DTYPES)
-    except (KeyError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        if len(paths) > 1:
+            return pd.concat([read_summary(path) for path in paths], ignore_index=True)
         raise ValueError(f"{path} is no readable summary; {error}; delete it and run its cell again") from error
+
+
+def _text(path: Path) -> tuple[str, str]:
+    """The first line of a file and the rest."""
+    try:
+        head, end, body = path.read_text(encoding="utf-8").partition("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no readable summary; {error}; delete it and run its cell again") from error
+    return head + end, body if body.endswith("\n") or not body else body + "\n"
 
 
 # --- the summary ---

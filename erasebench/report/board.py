@@ -1,0 +1,249 @@
+"""The board of methods: one row per method, pooled over concepts and seeds, ranked only where a difference is shown.
+
+A pure function of the tidy scores and of what runs recorded about cost and flags; one board per model and task (the
+kind of what is erased). The un-erased model is always a row, the model that never knew where it was run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from erasebench.report.clusters import FEWEST
+from erasebench.report.pairs import Pairs, compare_all
+from erasebench.report.pooling import COLUMN, ROW, items
+from erasebench.report.runs import NOTHING, ORACLE, Run
+from erasebench.report.summary import interval
+
+REFERENCES = (NOTHING, ORACLE)  # rows that are measured, not ranked
+COST = ("seconds", "memory_mb", "bytes")  # of the erase step, the mean over its runs
+RANGES = {"mean": (0.0, 100.0), "distance": (0.0, np.inf)}  # that a role's interval is cut to
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a board: a headline, of an attack if ``attack`` is one, by one judge and one version.
+
+    ``floor``: the smallest difference of two methods that these images tell apart before adjusting for their number
+    (half the narrowest 95 % interval); NaN where no two methods have it.
+    """
+
+    name: str
+    title: str
+    unit: str
+    role: str
+    better: bool | None
+    facts: Mapping[str, str]
+    label: str = ""
+    floor: float = nan
+
+
+@dataclass(frozen=True)
+class Board:
+    """One model and task.
+
+    ``table``: one row per method with ``row`` (its label), ``method``, ``recipe``, ``settings``, ``front``,
+    ``behind`` (who is shown better in something and worse in nothing), ``measured``, ``asked``, ``flags``,
+    :data:`COST`, and for each column ``name``, ``name_low``, ``name_high``, ``name_n``, ``name_concepts``,
+    ``name_clusters`` and ``name_rank``. Shares are fractions, everything in full precision.
+    """
+
+    model: str
+    task: str
+    concepts: tuple[str, ...]
+    columns: tuple[Column, ...]
+    table: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.task}" if self.task else self.model
+
+
+def boards(scores: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
+    """Tidy scores -> a board for each model and task, in their order.
+
+    Args:
+        scores: headline rows of any number of runs; what stands there twice (the plain prompts of a method that was
+            attacked twice) counts once.
+        runs: one row per run, with ``run``, ``task``, ``flags`` (names, separated by blanks) and :data:`COST`.
+    """
+    pooled = items(scores, dict(zip(runs.run, runs.task, strict=True)))
+    facts = runs.set_index("run")
+    found = []
+    for (model, task), part in pooled.groupby(["model", "task"], sort=True):
+        found.append(_board(str(model), str(task), part, scores[scores.run.isin(set(part.run))], facts))
+    return found
+
+
+def run_facts(found: Iterable[Run]) -> pd.DataFrame:
+    """What :func:`boards` needs to know of runs besides their scores, from their records."""
+    rows = []
+    for run in found:
+        erase = run.record["steps"].get("erase", {})
+        spent = erase.get("cost", {})
+        cost = (spent.get("seconds"), spent.get("peak_rss_mb"), erase.get("bytes"))
+        task = str(run.record["config"].get("concept", {}).get("kind", ""))
+        flags = " ".join(sorted({str(flag["flag"]) for flag in run.record.get("flags", [])}))
+        rows.append({"run": run.key, "task": task, "flags": flags, **dict(zip(COST, cost, strict=True))})
+    table = pd.DataFrame(rows, columns=["run", "task", "flags", *COST]).drop_duplicates("run")
+    return table.astype(dict.fromkeys(COST, "float64"))
+
+
+def _board(model: str, task: str, part: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame) -> Board:
+    rows = [tuple(map(str, row)) for row in part[list(ROW)].drop_duplicates().sort_values(list(ROW)).to_numpy()]
+    table = pd.DataFrame(rows, columns=list(ROW))
+    table.insert(0, "row", _labels(table))
+    ranked = [i for i, row in enumerate(rows) if row[0] not in REFERENCES]
+    ahead, columns, values_of = np.zeros((len(rows), len(rows)), bool), [], dict[str, np.ndarray]()
+    for column, own in _columns(part):
+        values, found = _measure(column, own, rows)
+        pairs = _pairs(values, found, ranked)
+        if column.better is not None:
+            better = pairs.better(len(ranked), column.better)
+            ahead[np.ix_(ranked, ranked)] |= better
+            found["rank"] = np.full(len(rows), nan)
+            has = [i for i, row in enumerate(ranked) if not np.isnan(found["value"][row])]
+            found["rank"][[ranked[i] for i in has]] = 1 + better.sum(0)[has]
+        margins = pairs.margin[(pairs.margin > 0)]
+        columns.append(Column(**{**column.__dict__, "floor": float(margins.min()) if len(margins) else nan}))
+        values_of |= {column.name + ("" if k == "value" else f"_{k}"): v for k, v in found.items()}
+    told = {**_standing(table, ahead, ranked), **_told(table, part, scores, facts), **values_of}
+    table = pd.concat([table, pd.DataFrame(told)], axis=1)
+    return Board(model, task, tuple(sorted(set(part.concept))), tuple(columns), _ordered(table, columns))
+
+
+def _labels(table: pd.DataFrame) -> list[str]:
+    """What a row is called: its recipe and settings only where the board has several of its method."""
+    several = table.groupby("method").method.transform("size") > 1
+    names = {NOTHING: "original model", ORACLE: "never knew (oracle)"}
+    out = []
+    for row, more in zip(table.to_dict("records"), several, strict=True):
+        told = ", ".join(filter(None, (row["recipe"], row["settings"]))) if more else ""
+        out.append(names.get(row["method"], row["method"]) + (f" ({told})" if told else ""))
+    return out
+
+
+def _columns(part: pd.DataFrame) -> Iterable[tuple[Column, pd.DataFrame]]:
+    """The columns in their evaluators' order, attacks by access and name; one of a kind goes by the head alone."""
+    keys = part.groupby(list(COLUMN), sort=True, dropna=False)
+    places = keys.place.min().sort_values(kind="stable").index
+    heads = [dict(zip(COLUMN, key, strict=True)) for key in places]
+    titles = [_title(one, heads) for one in heads]
+    for key, facts, title in zip(places, heads, titles, strict=True):
+        own = keys.get_group(key)
+        known = own.higher_is_better.dropna()
+        better = bool(known.iloc[0]) if len(known) else None
+        label = " or ".join(sorted(set(own.label) - {""})[:2])
+        yield Column(_name(title), title, str(own.unit.iloc[0]), str(own.role.iloc[0]), better, facts, label), own
+
+
+def _title(one: Mapping[str, Any], heads: Sequence[Mapping[str, Any]]) -> str:
+    """The head, or the attack's name under it, and whatever tells it from another column of that name."""
+    base = str(one["attack"] or one["head"])
+    if one["attack"] and one["role"] != "present":
+        base = f"{one['attack']} {one['head']}"
+    if one["control"] == "True":
+        base = f"{base} (control)"
+    same = [h for h in heads if (h["attack"], h["head"]) == (one["attack"], one["head"])]
+    usual = {"budget": ("", "paper"), "strength": ("", "paper"), "evaluator_version": ()}
+    more = [
+        f"{'v' if name == 'evaluator_version' else ''}{one[name]}"
+        for name in COLUMN
+        if name not in ("attack", "head") and len({str(h[name]) for h in same}) > 1
+        if str(one[name]) not in usual.get(name, ())
+    ]
+    return f"{base} ({', '.join(more)})" if more else base
+
+
+def _name(title: str) -> str:
+    return "".join(char if char.isalnum() else "_" for char in title.lower()).strip("_")
+
+
+def _measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
+    """Every row's values side by side [rows, items] with the items' clusters, and each row's pooled value."""
+    item = pd.factorize(own["item"])[0]
+    place = {row: i for i, row in enumerate(rows)}
+    row = np.array([place[tuple(map(str, key))] for key in own[list(ROW)].itertuples(index=False, name=None)])
+    matrix = np.full((len(rows), item.max() + 1), nan)
+    matrix[row, item] = own.value.to_numpy(float)
+    first = np.unique(item, return_index=True)[1]
+    text = pd.factorize(own.text.iloc[first])[0]
+    concept = pd.factorize(own.concept.iloc[first])[0]
+    whole = bool(own.whole.all())
+    trained = np.full(matrix.shape, -1)
+    trained[row, item] = pd.factorize(own.weights)[0]
+    found = {key: np.full(len(rows), nan) for key in ("value", "low", "high", "n", "concepts", "clusters")}
+    for i in range(len(rows)):
+        has = ~np.isnan(matrix[i])
+        if has.any():
+            ways = _ways(text[has], concept[has], trained[i][has], whole)
+            rate = column.unit == "%" and bool(np.isin(matrix[i][has], (0.0, 1.0)).all())
+            value, low, high = interval(matrix[i][has], rate, ways)
+            least, most = RANGES.get(column.role, (-np.inf, np.inf))
+            found["value"][i], found["low"][i], found["high"][i] = value, max(low, least), min(high, most)
+            found["n"][i], found["concepts"][i] = has.sum(), len(set(concept[has]))
+            found["clusters"][i] = len(set(text[has]))
+            if whole and has.sum() == 1:
+                only = own.iloc[np.flatnonzero(row == i)[0]]
+                found["low"][i], found["high"][i] = only.low, only.high
+    return (matrix, text, concept, whole), found
+
+
+def _ways(text: np.ndarray, concept: np.ndarray, trained: np.ndarray, whole: bool) -> list[np.ndarray]:
+    """How values go together: by text; by concept from three on; by training if a concept has several.
+
+    A number of a whole erasure knows no texts. With one or two concepts it is about these alone.
+    """
+    ways = [concept if whole else text]
+    if not whole and len(set(concept)) >= FEWEST:
+        ways.append(concept)
+    if len(set(trained)) > len(set(concept)):
+        ways.append(trained)
+    return ways
+
+
+def _pairs(values: Any, found: Mapping[str, np.ndarray], ranked: Sequence[int]) -> Pairs:
+    matrix, text, concept, whole = values
+    many = len(set(concept)) >= FEWEST
+    ways = [concept] if whole else [text, concept] if many else [text]
+    return compare_all(matrix[list(ranked)], ways, exact=not whole)
+
+
+def _standing(table: pd.DataFrame, ahead: np.ndarray, ranked: Sequence[int]) -> dict[str, Any]:
+    """The front: methods of whom no other is shown better in something and worse in nothing."""
+    behind = [
+        ", ".join(table.row[j] for j in ranked if ahead[j, i] and not ahead[i, j]) if i in ranked else ""
+        for i in range(len(table))
+    ]
+    return {"front": [i in ranked and not told for i, told in enumerate(behind)], "behind": behind}
+
+
+def _told(table: pd.DataFrame, part: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame) -> dict[str, list[Any]]:
+    """Cells (a concept, plain or attacked) measured of those any row has, flags and how many runs raise them, cost."""
+    cells = part[[*ROW, "concept", "attack"]].drop_duplicates()
+    asked = set(map(tuple, cells[["concept", "attack"]].to_numpy()))
+    runs = scores[[*ROW, "run"]].drop_duplicates()
+    out: dict[str, list[Any]] = {name: [] for name in ("measured", "asked", "flags", *COST)}
+    for row in table[list(ROW)].itertuples(index=False, name=None):
+        out["measured"].append(int((cells[list(ROW)] == list(row)).all(axis=1).sum()))
+        out["asked"].append(len(asked))
+        known = facts.loc[facts.index.intersection(runs.run[(runs[list(ROW)] == list(row)).all(axis=1)])]
+        raised = pd.Series(" ".join(known["flags"]).split(), dtype="str").value_counts().sort_index()
+        out["flags"].append(", ".join(f"{name} {n}" for name, n in raised.items()))
+        for name in COST:
+            out[name].append(float(known[name].mean()) if len(known) and row[0] != NOTHING else nan)
+    return out
+
+
+def _ordered(table: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """The original and the oracle first, then the front, in each those whose worst rate is least."""
+    present = [c.name for c in columns if c.role == "present"]
+    worst = table[present].max(axis=1) if present else pd.Series(nan, index=table.index)
+    first = table.method.map({name: i for i, name in enumerate(REFERENCES)}).fillna(len(REFERENCES))
+    order = pd.DataFrame({"first": first, "front": ~table.front, "worst": worst, "row": table.row})
+    return table.loc[order.sort_values(list(order), kind="stable").index].reset_index(drop=True)
