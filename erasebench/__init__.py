@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erasebench.api import load as load
     from erasebench.api import results as results
     from erasebench.api import run as run
     from erasebench.report.paired import compare_methods as compare_methods
@@ -17,7 +18,7 @@ for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK
     os.environ.setdefault(_name, "1")
 
 __version__ = "0.1.0"
-__all__ = ["compare_methods", "conf_folder", "results", "run"]
+__all__ = ["compare_methods", "conf_folder", "load", "results", "run"]
 
 
 def conf_folder() -> Path:
@@ -27,9 +28,9 @@ def conf_folder() -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    """``erasebench.run``, ``results`` and ``compare_methods``, imported when they are first used."""
+    """``erasebench.run``, ``load``, ``results`` and ``compare_methods``, imported when they are first used."""
     if name == "compare_methods":
         return import_module("erasebench.report.paired").compare_methods
-    if name in ("results", "run"):
+    if name in ("load", "results", "run"):
         return getattr(import_module("erasebench.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

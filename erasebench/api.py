@@ -50,15 +50,26 @@ def run(*overrides: str, config_dir: str | Path | None = None, **settings: Any) 
         return run_cell(cfg)
 
 
+def load(folder: str | Path = "results") -> pd.DataFrame:
+    """Every score in a results folder, one row per image and metric, tidy: columns in docs/metrics.md.
+
+    Raises:
+        OSError, ValueError: no such folder, no finished run in it, or a damaged table.
+    """
+    from erasebench.report.tables import read_results
+
+    return read_results(Path(folder).expanduser())
+
+
 def results(folder: str | Path = "results") -> Tables:
     """Everything measured in a results folder, as tidy data frames.
 
     Raises:
         OSError, ValueError: no such folder, no finished run in it, or a damaged table.
     """
-    from erasebench.report.tables import read_results, summarise
+    from erasebench.report.tables import summarise
 
-    scores = read_results(Path(folder).expanduser())
+    scores = load(folder)
     return Tables(scores, summarise(scores))
 
 

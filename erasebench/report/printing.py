@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -42,6 +44,19 @@ def as_markdown(lines: Lines) -> str:
     | a\\|b | 0 |
     """
     return "\n".join(map(as_row, [lines[0], ["---"] * len(lines[0]), *lines[1:]]))
+
+
+def as_csv(lines: Lines) -> str:
+    """The same table as CSV, without marks of Markdown, and with no formula in it.
+
+    >>> print(as_csv([["method", "target"], ["*none*", "0 [0, 7]"]]))
+    method,target
+    none,"0 [0, 7]"
+    """
+    text = io.StringIO()
+    marks = re.compile(r"^\*{1,2}(.*?)\*{1,2}$")
+    csv.writer(text, lineterminator="\n").writerows([cell(marks.sub(r"\1", one)) for one in line] for line in lines)
+    return text.getvalue().rstrip("\n")
 
 
 def as_row(cells: Iterable[str]) -> str:
