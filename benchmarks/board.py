@@ -1,4 +1,4 @@
-"""How often two equally good methods are told apart: ours beside a percentile bootstrap over concepts.
+"""What a board of methods claims: errors of its ranks and intervals, beside a percentile bootstrap over concepts.
 
     python -m benchmarks.board [--worlds 2000] [--resamples 500]
 
@@ -12,7 +12,9 @@ import argparse
 
 import numpy as np
 
+from erasebench.report import clusters
 from erasebench.report.pairs import compare_all
+from erasebench.report.summary import widest
 
 
 def bootstrap(apart: np.ndarray, resamples: int, rng: np.random.Generator) -> bool:
@@ -20,6 +22,23 @@ def bootstrap(apart: np.ndarray, resamples: int, rng: np.random.Generator) -> bo
     means = apart[rng.integers(0, len(apart), (resamples, len(apart)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return bool(low > 0 or high < 0)
+
+
+def holds(mean: float, spread: float, concepts: int, worlds: int, rng: np.random.Generator) -> list[float]:
+    """How often three intervals of a pooled rate hold the mean of such concepts, whose rates are beta distributed."""
+    concept, text = np.repeat(np.arange(concepts), 50), np.arange(50 * concepts)
+    hits = np.zeros(3)
+    for _ in range(worlds):
+        rates = rng.beta(mean * spread, (1 - mean) * spread, concepts)[concept]
+        drawn = (rng.random(len(rates)) < rates).astype(float)
+        own = clusters.rate(drawn, text)
+        means = drawn.reshape(concepts, 50).mean(1)
+        resampled = means[rng.integers(0, concepts, (200, concepts))].mean(1)
+        low, high = clusters.mean(drawn, concept)
+        found = [widest([own, clusters.rate(drawn, concept)]), widest([own, (low, high)])]
+        found.append(tuple(np.quantile(resampled, [0.025, 0.975])))
+        hits += [low <= mean <= high for low, high in found]
+    return [float(100 * hit / worlds) for hit in hits]
 
 
 def main() -> None:
@@ -38,6 +57,13 @@ def main() -> None:
             ours += bool(compare_all(drawn, [text, concept]).p[0] < 0.05)
             theirs += bootstrap((drawn[0] - drawn[1]).reshape(concepts, 50).mean(1), args.resamples, rng)
         print(f"{concepts:8d} {100 * ours / args.worlds:4.1f} % {100 * theirs / args.worlds:8.1f} %")
+    print("\ninterval holds the truth, worst and best of five spreads: ours, t over concepts, bootstrap")
+    rng = np.random.default_rng(0)
+    for concepts in (3, 4, 6, 10, 20):
+        shapes = ((0.05, 2), (0.05, 10), (0.3, 2), (0.3, 10), (0.9, 5))
+        found = np.array([holds(*shape, concepts, args.worlds * 3 // 10, rng) for shape in shapes])
+        told = (f"{low:5.1f} to {high:5.1f} %" for low, high in zip(found.min(0), found.max(0), strict=True))
+        print(f"{concepts:8d} {'   '.join(told)}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from erasebench.report.summary import interval
 
 REFERENCES = (NOTHING, ORACLE)  # rows that are measured, not ranked
 COST = ("seconds", "memory_mb", "bytes")  # of the erase step, the mean over its runs
+VALUE = ("low", "high", "here_low", "here_high", "n", "concepts", "clusters")  # beside each value, as name_low
 RANGES = {"mean": (0.0, 100.0), "distance": (0.0, np.inf)}  # that a role's interval is cut to
 
 
@@ -49,8 +50,8 @@ class Board:
 
     ``table``: one row per method with ``row`` (its label), ``method``, ``recipe``, ``settings``, ``front``,
     ``behind`` (who is shown better in something and worse in nothing), ``measured``, ``asked``, ``flags``,
-    :data:`COST`, and for each column ``name``, ``name_low``, ``name_high``, ``name_n``, ``name_concepts``,
-    ``name_clusters`` and ``name_rank``. Shares are fractions, everything in full precision.
+    :data:`COST`, and for each column ``name``, ``name_rank`` and those of :data:`VALUE`: the 95 % interval for such
+    concepts, the one about these concepts alone (``here``), counts. Shares are fractions, all in full precision.
     """
 
     model: str
@@ -177,7 +178,7 @@ def _measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]])
     whole = bool(own.whole.all())
     trained = np.full(matrix.shape, -1)
     trained[row, item] = pd.factorize(own.weights)[0]
-    found = {key: np.full(len(rows), nan) for key in ("value", "low", "high", "n", "concepts", "clusters")}
+    found = {key: np.full(len(rows), nan) for key in ("value", *VALUE)}
     for i in range(len(rows)):
         has = ~np.isnan(matrix[i])
         if has.any():
@@ -186,6 +187,8 @@ def _measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]])
             value, low, high = interval(matrix[i][has], rate, ways)
             least, most = RANGES.get(column.role, (-np.inf, np.inf))
             found["value"][i], found["low"][i], found["high"][i] = value, max(low, least), min(high, most)
+            if not whole:
+                found["here_low"][i], found["here_high"][i] = interval(matrix[i][has], rate, ways[:1])[1:]
             found["n"][i], found["concepts"][i] = has.sum(), len(set(concept[has]))
             found["clusters"][i] = len(set(text[has]))
             if whole and has.sum() == 1:
