@@ -56,7 +56,12 @@ def runs_of(found: Mapping[str, Any], root: Path) -> tuple[list[Run], bool]:
 
     keys = {str(run["key"]) for run in found["runs"]}
     skipped: list[str] = []
-    there = read_runs(root, skipped)
+    try:
+        there = read_runs(root, skipped)
+    except FileNotFoundError:
+        if skipped:
+            raise ValueError(f"{root / 'runs'} must hold a run that can be read; {skipped[0]}") from None
+        raise
     own = {run.key: run for run in there if run.key in keys}
     if set(own) == keys:
         return list(own.values()), True

@@ -130,8 +130,6 @@ def read_runs(root: str | Path, skipped: list[str] | None = None) -> list[Run]:
             if skipped is None:
                 raise
             skipped.append(f"left out: {error}")
-    if not found and skipped:
-        raise ValueError(f"{Path(root) / 'runs'} must hold a run that can be read; {skipped[0]}")
     if not found:
         raise FileNotFoundError(
             f"no run.json under {Path(root) / 'runs'}; run `python -m erasebench` first, or name another folder with "
