@@ -8,6 +8,11 @@
 ``pipe.unet.load_state_dict(load_file(FILE), strict=False)`` or for ``method=checkpoint`` here: in the file that ``out``
 names, or in a folder with a file for each part of the model. The card is README.md in a folder, and beside a file its
 name with ``.md``; the header of a safetensors file holds it too.
+
+    python -m erasebench.export hub=FOLDER [results=DIR]
+
+writes all tables of a results folder as a dataset, Parquet with a card; ``hf upload NAME FOLDER . --repo-type dataset``
+publishes it.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from erasebench.cell import model_hash
-from erasebench.command.arguments import command, parse
+from erasebench.command.arguments import Incomplete, command, parse
 from erasebench.limits import read_json
 from erasebench.report import tables
 from erasebench.report.card import card, facts
@@ -30,7 +35,10 @@ from erasebench.store.files import locate, usual_mode, work_path
 from erasebench.types import Pipeline
 
 FORMATS = ("diffusers", "safetensors")
-USAGE = f"usage: python -m erasebench.export run=FOLDER out=FOLDER|FILE.safetensors [format={'|'.join(FORMATS)}]"
+USAGE = (
+    f"usage: python -m erasebench.export run=FOLDER out=FOLDER|FILE.safetensors [format={'|'.join(FORMATS)}], or "
+    "hub=FOLDER [results=DIR]"
+)
 
 
 def export(run: Path, format: str, out: Path) -> list[Path]:
@@ -210,11 +218,27 @@ def _loading(file: str, part: str) -> str:
     )
 
 
+def _dataset(root: Path, folder: Path) -> str:
+    """Write the dataset and say where."""
+    from erasebench.report.hub import write_dataset
+
+    files, skipped = write_dataset(root, folder)
+    size = sum(file.stat().st_size for file in files) / 1e6
+    publish = f"hf upload NAME {folder} . --repo-type dataset"
+    said = f"{len(files)} files, {size:.1f} MB, written to {folder}; publish: {publish}"
+    if skipped:
+        raise Incomplete(said, skipped)
+    return said
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if it worked, 2 with one line of explanation if not."""
 
     def work(words: list[str]) -> str:
-        given = parse(words, {"run": "", "out": "", "format": ""}, needed=("run", "out"))
+        given = parse(words, {"run": "", "out": "", "format": "", "hub": "", "results": "results"})
+        if given["hub"]:
+            return _dataset(Path(given["results"]), Path(given["hub"]))
+        parse(words, given, needed=("run", "out"))
         out = Path(given["out"])
         format = given["format"] or ("safetensors" if out.suffix == ".safetensors" else "diffusers")
         files = export(Path(given["run"]), format, out)
