@@ -6,7 +6,7 @@ kind of what is erased). The un-erased model is always a row, the model that nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -18,7 +18,7 @@ from erasebench.report.clusters import FEWEST
 from erasebench.report.pairs import Pairs, compare_all
 from erasebench.report.pooling import COLUMN, ROW, items
 from erasebench.report.runs import NOTHING, ORACLE, Run
-from erasebench.report.summary import interval
+from erasebench.report.summary import NORMAL, interval, standard_error
 
 REFERENCES = (NOTHING, ORACLE)  # rows that are measured, not ranked
 COST = ("seconds", "memory_mb", "bytes")  # of the erase step, the mean over its runs
@@ -98,12 +98,12 @@ def run_facts(found: Iterable[Run]) -> pd.DataFrame:
 def _board(model: str, task: str, part: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame) -> Board:
     rows = [tuple(map(str, row)) for row in part[list(ROW)].drop_duplicates().sort_values(list(ROW)).to_numpy()]
     table = pd.DataFrame(rows, columns=list(ROW))
-    table.insert(0, "row", _labels(table))
+    table.insert(0, "row", row_labels(table))
     ranked = [i for i, row in enumerate(rows) if row[0] not in REFERENCES]
     ahead, columns, values_of = np.zeros((len(rows), len(rows)), bool), [], dict[str, np.ndarray]()
-    for column, own in _columns(part):
-        values, found = _measure(column, own, rows)
-        pairs = _pairs(values, found, ranked)
+    for column, own in columns_of(part):
+        values, found = measure(column, own, rows)
+        pairs = pairs_of(values, ranked)
         if column.better is not None:
             better = pairs.better(len(ranked), column.better)
             ahead[np.ix_(ranked, ranked)] |= better
@@ -112,13 +112,13 @@ def _board(model: str, task: str, part: pd.DataFrame, scores: pd.DataFrame, fact
             found["rank"][[ranked[i] for i in has]] = 1 + better.sum(0)[has]
         margins = pairs.margin[(pairs.margin > 0)]
         columns.append(Column(**{**column.__dict__, "floor": float(margins.min()) if len(margins) else nan}))
-        values_of |= {column.name + ("" if k == "value" else f"_{k}"): v for k, v in found.items()}
+        values_of |= {column.name + ("" if k == "value" else f"_{k}"): v for k, v in found.items() if k != "error"}
     told = {**_standing(table, ahead, ranked), **_told(table, part, scores, facts), **values_of}
     table = pd.concat([table, pd.DataFrame(told)], axis=1)
     return Board(model, task, tuple(sorted(set(part.concept))), tuple(columns), _ordered(table, columns))
 
 
-def _labels(table: pd.DataFrame) -> list[str]:
+def row_labels(table: pd.DataFrame) -> list[str]:
     """What a row is called: its recipe and settings only where the board has several of its method."""
     several = table.groupby("method").method.transform("size") > 1
     names = {NOTHING: "original model", ORACLE: "never knew (oracle)"}
@@ -129,18 +129,20 @@ def _labels(table: pd.DataFrame) -> list[str]:
     return out
 
 
-def _columns(part: pd.DataFrame) -> Iterable[tuple[Column, pd.DataFrame]]:
+def columns_of(
+    part: pd.DataFrame, title: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], str] | None = None
+) -> Iterable[tuple[Column, pd.DataFrame]]:
     """The columns in their evaluators' order, attacks by access and name; one of a kind goes by the head alone."""
     keys = part.groupby(list(COLUMN), sort=True, dropna=False)
     places = keys.place.min().sort_values(kind="stable").index
     heads = [dict(zip(COLUMN, key, strict=True)) for key in places]
-    titles = [_title(one, heads) for one in heads]
-    for key, facts, title in zip(places, heads, titles, strict=True):
+    titles = [(title or _title)(one, heads) for one in heads]
+    for key, facts, named in zip(places, heads, titles, strict=True):
         own = keys.get_group(key)
         known = own.higher_is_better.dropna()
         better = bool(known.iloc[0]) if len(known) else None
         label = " or ".join(sorted(set(own.label) - {""})[:2])
-        yield Column(_name(title), title, str(own.unit.iloc[0]), str(own.role.iloc[0]), better, facts, label), own
+        yield Column(_name(named), named, str(own.unit.iloc[0]), str(own.role.iloc[0]), better, facts, label), own
 
 
 def _title(one: Mapping[str, Any], heads: Sequence[Mapping[str, Any]]) -> str:
@@ -150,6 +152,11 @@ def _title(one: Mapping[str, Any], heads: Sequence[Mapping[str, Any]]) -> str:
         base = f"{one['attack']} {one['head']}"
     if one["control"] == "True":
         base = f"{base} (control)"
+    return f"{base}{apart(one, heads)}"
+
+
+def apart(one: Mapping[str, Any], heads: Sequence[Mapping[str, Any]]) -> str:
+    """`` (v2)``: whatever tells a column from the others of its head and attack; "" if nothing has to."""
     same = [h for h in heads if (h["attack"], h["head"]) == (one["attack"], one["head"])]
     usual = {"budget": ("", "paper"), "strength": ("", "paper"), "evaluator_version": ()}
     more = [
@@ -158,15 +165,18 @@ def _title(one: Mapping[str, Any], heads: Sequence[Mapping[str, Any]]) -> str:
         if name not in ("attack", "head") and len({str(h[name]) for h in same}) > 1
         if str(one[name]) not in usual.get(name, ())
     ]
-    return f"{base} ({', '.join(more)})" if more else base
+    return f" ({', '.join(more)})" if more else ""
 
 
 def _name(title: str) -> str:
     return "".join(char if char.isalnum() else "_" for char in title.lower()).strip("_")
 
 
-def _measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
-    """Every row's values side by side [rows, items] with the items' clusters, and each row's pooled value."""
+def measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
+    """Every row's values side by side [rows, items] with the items' clusters, and each row's pooled value.
+
+    The latter are ``value``, those of :data:`VALUE` and ``error``, its standard error.
+    """
     item = pd.factorize(own["item"])[0]
     place = {row: i for i, row in enumerate(rows)}
     row = np.array([place[tuple(map(str, key))] for key in own[list(ROW)].itertuples(index=False, name=None)])
@@ -178,13 +188,14 @@ def _measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]])
     whole = bool(own.whole.all())
     trained = np.full(matrix.shape, -1)
     trained[row, item] = pd.factorize(own.weights)[0]
-    found = {key: np.full(len(rows), nan) for key in ("value", *VALUE)}
+    found = {key: np.full(len(rows), nan) for key in ("value", *VALUE, "error")}
     for i in range(len(rows)):
         has = ~np.isnan(matrix[i])
         if has.any():
             ways = _ways(text[has], concept[has], trained[i][has], whole)
             rate = column.unit == "%" and bool(np.isin(matrix[i][has], (0.0, 1.0)).all())
             value, low, high = interval(matrix[i][has], rate, ways)
+            found["error"][i] = standard_error(matrix[i][has], rate, ways)
             least, most = RANGES.get(column.role, (-np.inf, np.inf))
             found["value"][i], found["low"][i], found["high"][i] = value, max(low, least), min(high, most)
             if not whole:
@@ -194,6 +205,7 @@ def _measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]])
             if whole and has.sum() == 1:
                 only = own.iloc[np.flatnonzero(row == i)[0]]
                 found["low"][i], found["high"][i] = only.low, only.high
+                found["error"][i] = (only.high - only.low) / 2 / NORMAL
     return (matrix, text, concept, whole), found
 
 
@@ -210,7 +222,8 @@ def _ways(text: np.ndarray, concept: np.ndarray, trained: np.ndarray, whole: boo
     return ways
 
 
-def _pairs(values: Any, found: Mapping[str, np.ndarray], ranked: Sequence[int]) -> Pairs:
+def pairs_of(values: Any, ranked: Sequence[int]) -> Pairs:
+    """Every two of some rows, compared on the items that both have."""
     matrix, text, concept, whole = values
     many = len(set(concept)) >= FEWEST
     ways = [concept] if whole else [text, concept] if many else [text]

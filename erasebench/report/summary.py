@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
+from statistics import NormalDist
 
 import numpy as np
 
 from erasebench.report import clusters
+
+NORMAL = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,25 @@ def interval(values: np.ndarray, rate: bool, ways: Ways) -> tuple[float, float, 
         return nan, nan, nan
     measure = clusters.rate if rate else clusters.mean
     return float(values.mean()), *widest([measure(values, way) for way in ways])
+
+
+def standard_error(values: np.ndarray, rate: bool, ways: Ways) -> float:
+    """Half of the 95 % interval over the quantile that it was made with, for each way to cluster, the largest.
+
+    Of a mean it is the root of Cochran's variance by cluster; of a rate it is Wilson's, which is not 0 where every
+    value is 0. NaN where there is no interval.
+
+    >>> round(standard_error(np.array([1.0, 2.0, 3.0, 4.0]), False, [np.arange(4)]), 3)
+    0.645
+    >>> round(standard_error(np.zeros(50), True, [np.arange(50)]), 3)
+    0.018
+    """
+    errors = []
+    for way in ways:
+        _, low, high = interval(values, rate, [way])
+        known = len(values) and not (rate and clusters.alone(way))
+        errors.append((high - low) / 2 / (clusters.student(max(1, len(set(way)) - 1)) if known else NORMAL))
+    return float(np.max(errors)) if errors else nan
 
 
 def difference(erased: np.ndarray, original: np.ndarray, rate: bool, ways: Ways) -> dict[str, float]:
