@@ -13,6 +13,11 @@ on others; bold: where they were found. ``disagreement``: what several papers pr
 attack, how far apart, and in which settings they differ (results/published.csv; needs no runs).
 ``budget``: a picture of the success of all attacks on one model after each image judged, controls dashed. Cells are the
 erased model's value [95 % interval], shares in %; the original model has rows or columns of its own.
+
+Any other NAME is a layout: one of those below, or a yaml of your own, ``table=mine.yaml`` (docs/paper.md). They pool
+over concepts and seeds as the leaderboard does and mark the best and the second best, with ties.
+``spread=interval|se|none`` is what stands beside a value; ``published=true`` adds what papers printed, coloured and
+cited; ``bib=FILE.bib`` writes the entries of these papers.
 """
 
 from __future__ import annotations
@@ -26,12 +31,13 @@ from erasebench.command.arguments import Incomplete, command, parse
 
 USAGE = (
     "usage: python -m erasebench.paper table=NAME [format=markdown|latex|csv] [results=DIR] [model=A,B] [concept=] "
-    "[method=] [attack=] [seed=] [out=FILE]"
+    "[method=] [attack=] [seed=] [out=FILE] [spread=interval|se|none] [published=true] [bib=FILE.bib]"
 )
 TABLES = ("methods", "cost", "paired", "attacks", "attack_matrix", "transfer", "disagreement", "budget")
 FORMATS = ("markdown", "latex", "csv")
 FILTERS: dict[str, list[str]] = {"model": [], "concept": [], "method": [], "attack": [], "seed": []}
 DEFAULTS: dict[str, Any] = {"table": "", "format": "markdown", "results": "results", "out": "", **FILTERS}
+OF_LAYOUTS: dict[str, Any] = {"spread": "", "published": False, "bib": ""}
 
 
 def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: str, format: str = "markdown") -> str:
@@ -71,13 +77,59 @@ def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: str, 
     return said
 
 
+def layout(name: str, root: Path, wanted: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> str:
+    """A layout's tables in a format, or the name of the file they were written to.
+
+    Args:
+        name: of a layout that is shipped, or the path of a yaml.
+        root: the results folder.
+        wanted: filters.
+        given: out, format and :data:`OF_LAYOUTS`.
+
+    Raises:
+        Incomplete: runs that are damaged are left out of it.
+        OSError, ValueError: no such layout, nothing to fill it with, or files that cannot be read.
+    """
+    from erasebench.report import layout_published, layout_tables, layout_text
+    from erasebench.report.layouts import SPREADS, read_layout, shipped
+    from erasebench.report.published import published_folder, read_published
+    from erasebench.report.runs import read_runs
+
+    asked = read_layout(shipped().get(name, name))
+    spread = given["spread"] or asked.spread
+    if spread not in SPREADS:
+        raise ValueError(f"spread must be one of {', '.join(SPREADS)}; got {spread!r}")
+    if given["bib"] and not given["published"]:
+        raise ValueError("bib - must come with published=true; got none that is cited; add published=true")
+    skipped: list[str] = []
+    found = [run for run in read_runs(root, skipped) if run.is_(wanted)]
+    filled = layout_tables.fill(asked, *layout_tables.wanted_scores(found, asked), order=wanted.get("method", ()))
+    known = read_published() if given["published"] else None
+    parts = [
+        (one, layout_text.lines(one, spread, [] if known is None else layout_published.printed(one, known)))
+        for one in filled
+    ]
+    if given["bib"]:
+        bib = (published_folder() / "published.bib").read_text(encoding="utf-8")
+        saved(layout_text.bibliography(bib, [line for _, lines in parts for line in lines]), given["bib"])
+    said = saved(layout_text.text(parts, spread, given["format"]), given["out"])
+    if skipped:
+        raise Incomplete(said, skipped)
+    return said
+
+
 def written(lines: Sequence[Sequence[str]], name: str, out: str, format: str) -> str:
     """The lines as text, or, written to a file, its name."""
     from erasebench.report.latex import as_latex
     from erasebench.report.printing import as_csv, as_markdown
+
+    return saved({"markdown": as_markdown, "csv": as_csv, "latex": as_latex}[format](lines), out)
+
+
+def saved(text: str, out: str) -> str:
+    """The text, or, written to a file, its name."""
     from erasebench.store.files import replacing
 
-    text = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}[format](lines)
     if not out:
         return text
     with replacing(Path(out)) as work:
@@ -88,16 +140,26 @@ def written(lines: Sequence[Sequence[str]], name: str, out: str, format: str) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code, 2 for bad input."""
 
+    from erasebench.report.layouts import about, shipped
+
     def work(words: list[str]) -> str:
-        given = parse(words, DEFAULTS, needed=["table"])
-        if given["table"] not in TABLES:
-            raise ValueError(f"table must be one of {', '.join(TABLES)}; got {given['table']!r}; see --help")
+        given = parse(words, DEFAULTS | OF_LAYOUTS, needed=["table"])
+        name, known = given["table"], [*TABLES, *shipped()]
+        if name not in known and not name.endswith((".yaml", ".yml")):
+            raise ValueError(f"table must be one of {', '.join(known)}, or a yaml; got {name!r}; see --help")
         if given["format"] not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {given['format']!r}")
         wanted = {key: given[key] for key in FILTERS if given[key]}
-        return table(given["table"], Path(given["results"]), wanted, given["out"], given["format"])
+        if name not in TABLES:
+            return layout(name, Path(given["results"]), wanted, given)
+        if other := [key for key, value in OF_LAYOUTS.items() if given[key] != value]:
+            raise ValueError(
+                f"{other[0]} - must come with a layout; got table={name}; choose among {', '.join(shipped())}"
+            )
+        return table(name, Path(given["results"]), wanted, given["out"], given["format"])
 
-    return command(USAGE, __doc__, arguments, work)
+    told = "\n".join(f"    {name:<12}{about(path)}" for name, path in shipped().items())
+    return command(USAGE, f"{(__doc__ or '').strip()}\n\nLayouts:\n{told}", arguments, work)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from erasebench.report.printing import Lines
 
@@ -53,8 +54,18 @@ def as_latex(lines: Lines, caption: str = "", label: str = "") -> str:
     right = [all(numeric.match(one) for one in column[1:]) for column in zip(*lines, strict=True)]
     spec = "".join("r" if r else "l" for r in right)
     body = [" & ".join(map(cell, line)) + r" \\" for line in lines]
+    return environment(spec, body[0], body[1:], caption, label)
+
+
+def environment(
+    spec: str, head: str, body: Sequence[str], caption: str, label: str, packages: str = PACKAGES, shrink: bool = False
+) -> str:
+    """The environment around lines that are LaTeX already; ``shrink``: no wider than the text, by graphicx."""
     told = [rf"\caption{{{escape(caption)}}}"] if caption else []
     told += [rf"\label{{{label}}}"] if label else []
-    begin = [PACKAGES, r"\begin{table}", r"\centering", r"\footnotesize", *told, rf"\begin{{tabular}}{{{spec}}}"]
-    inside = [r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule"]
-    return "\n".join([*begin, *inside, r"\end{tabular}", r"\end{table}"])
+    begin = [packages, r"\begin{table}", r"\centering", r"\footnotesize", *told]
+    inside = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    if shrink:
+        begin.append(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%")
+        inside[-1] += "}"
+    return "\n".join([*begin, *inside, r"\end{table}"])
