@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from math import isnan
 from typing import Any
 
@@ -76,11 +77,12 @@ class Table:
 def wanted_scores(found: Iterable[Run], layout: Layout) -> tuple[pd.DataFrame, dict[str, str]]:
     """The scores that some column is about, of the runs that a layout is about, and the task of each run."""
     parts, tasks = [], {}
+    costs = any(fnmatchcase(COST, asked.evaluator) for asked in layout.columns)
     for run in found:
         task = str(run.record["config"].get("concept", {}).get("kind", ""))
         if all(fits({**run.names, "task": task}[key], those) for key, those in layout.where.items()):
             scores = read_scores(run.folder / "scores.parquet")
-            scores = pd.concat([scores, *_cost(run, scores)], ignore_index=True)
+            scores = pd.concat([scores, *(_cost(run, scores) if costs else [])], ignore_index=True)
             names = scores[["evaluator", "metric"]].drop_duplicates().itertuples(index=False, name=None)
             known = {pair for pair in names if any(asked.means(*pair) for asked in layout.columns)}
             pairs = pd.Series(zip(scores.evaluator, scores.metric, strict=True), index=scores.index, dtype=object)
