@@ -37,15 +37,14 @@ def write(root: Path, wanted: Mapping[str, Sequence[str]] | None = None) -> str:
     from erasebench.report.evidence import other_settings
     from erasebench.report.leaderboard import grid, leaderboard, legend
     from erasebench.report.printing import as_markdown, as_text, plain
-    from erasebench.report.runs import read_runs
+    from erasebench.report.runs import Run
     from erasebench.report.tables import read_results, write_csv
     from erasebench.store.files import replacing
 
-    skipped: list[str] = []
-    scores = filtered(read_results(root, headlines=True, skipped=skipped), wanted or {})
+    skipped, known = list[str](), list[Run]()
+    scores = filtered(read_results(root, headlines=True, skipped=skipped, runs=known), wanted or {})
     shown = set(scores.run.unique())
-    recorded = any(root.glob("runs/**/run.json"))
-    runs = [run for run in read_runs(root, []) if run.key in shown] if recorded else []
+    runs = [run for run in known if run.key in shown]
     found = boards(scores, run_facts(runs))
     cells = leaderboard(scores, {run.key: run.folder / "summary.csv" for run in runs})
     lines = grid(cells)

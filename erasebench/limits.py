@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,20 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} must be JSON of ordinary depth; it is nested too deeply; write it again") from None
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path, words: Sequence[str] = ()) -> pq.ParquetFile:
     """A Parquet file whose tables are of a size that can be read, by what its footer says; checksums are verified.
+
+    Args:
+        path: the file.
+        words: columns of texts that are few and come often: they stay codes into a dictionary.
 
     Raises:
         ValueError: more rows, or more bytes once unpacked.
         OSError, pyarrow.ArrowException: it is no Parquet.
     """
-    file = pq.ParquetFile(path, page_checksum_verification=True)
-    data = file.metadata
+    data = pq.read_metadata(path)
+    there = [name for name in words if name in data.schema.names]
+    file = pq.ParquetFile(path, metadata=data, page_checksum_verification=True, read_dictionary=there)
     unpacked = sum(data.row_group(i).total_byte_size for i in range(data.num_row_groups))
     if data.num_rows > MOST_ROWS or unpacked > MOST_CELLS:
         file.close()
@@ -71,9 +77,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     return file
 
 
-def read_parquet(path: Path) -> pa.Table:
+def read_parquet(path: Path, words: Sequence[str] = ()) -> pa.Table:
     """The whole table of :func:`open_parquet`."""
-    with open_parquet(path) as file:
+    with open_parquet(path, words) as file:
         return file.read()
 
 

@@ -159,8 +159,8 @@ def cells(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[Cel
     grouped: dict[tuple[Any, ...], list[tuple[Run, pd.DataFrame]]] = {}
     for run in found:
         if run.is_(wanted):
-            scores = read_scores(run.folder / "scores.parquet")
-            scores = scores[scores.group.isin(["target", "attack"]) & scores.place.notna()]
+            scores = read_scores(run.folder / "scores.parquet", headlines=True)
+            scores = scores[scores.group.isin(["target", "attack"])]
             if len(scores):
                 cell = tuple(scores.iloc[0][list(CELL)])
                 grouped.setdefault(cell, []).append((run, scores))

@@ -75,9 +75,10 @@ def boards(scores: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
     """
     pooled = items(scores, dict(zip(runs.run, runs.task, strict=True)))
     facts = runs.set_index("run")
+    ran = scores[[*ROW, "run"]].drop_duplicates()
     found = []
     for (model, task), part in pooled.groupby(["model", "task"], sort=True):
-        found.append(_board(str(model), str(task), part, scores[scores.run.isin(set(part.run))], facts))
+        found.append(_board(str(model), str(task), part, ran[ran.run.isin(set(part.run))], facts))
     return found
 
 
@@ -95,7 +96,7 @@ def run_facts(found: Iterable[Run]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(COST, "float64"))
 
 
-def _board(model: str, task: str, part: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame) -> Board:
+def _board(model: str, task: str, part: pd.DataFrame, runs: pd.DataFrame, facts: pd.DataFrame) -> Board:
     rows = [tuple(map(str, row)) for row in part[list(ROW)].drop_duplicates().sort_values(list(ROW)).to_numpy()]
     table = pd.DataFrame(rows, columns=list(ROW))
     table.insert(0, "row", row_labels(table))
@@ -113,7 +114,7 @@ def _board(model: str, task: str, part: pd.DataFrame, scores: pd.DataFrame, fact
         margins = pairs.margin[(pairs.margin > 0)]
         columns.append(Column(**{**column.__dict__, "floor": float(margins.min()) if len(margins) else nan}))
         values_of |= {column.name + ("" if k == "value" else f"_{k}"): v for k, v in found.items() if k != "error"}
-    told = {**_standing(table, ahead, ranked), **_told(table, part, scores, facts), **values_of}
+    told = {**_standing(table, ahead, ranked), **_told(table, part, runs, facts), **values_of}
     table = pd.concat([table, pd.DataFrame(told)], axis=1)
     return Board(model, task, tuple(sorted(set(part.concept))), tuple(columns), _ordered(table, columns))
 
@@ -239,11 +240,10 @@ def _standing(table: pd.DataFrame, ahead: np.ndarray, ranked: Sequence[int]) -> 
     return {"front": [i in ranked and not told for i, told in enumerate(behind)], "behind": behind}
 
 
-def _told(table: pd.DataFrame, part: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame) -> dict[str, list[Any]]:
+def _told(table: pd.DataFrame, part: pd.DataFrame, runs: pd.DataFrame, facts: pd.DataFrame) -> dict[str, list[Any]]:
     """Cells (a concept, plain or attacked) measured of those any row has, flags and how many runs raise them, cost."""
     cells = part[[*ROW, "concept", "attack"]].drop_duplicates()
     asked = set(map(tuple, cells[["concept", "attack"]].to_numpy()))
-    runs = scores[[*ROW, "run"]].drop_duplicates()
     out: dict[str, list[Any]] = {name: [] for name in ("measured", "asked", "flags", *COST)}
     for row in table[list(ROW)].itertuples(index=False, name=None):
         out["measured"].append(int((cells[list(ROW)] == list(row)).all(axis=1).sum()))

@@ -80,7 +80,7 @@ def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -
         scores: headline rows.
         files: run -> its ``summary.csv``, where there is one; cells of one run are not summarised again.
     """
-    scores = scores[scores.place.notna()]
+    scores = scores if scores.place.notna().all() else scores[scores.place.notna()]
     run = scores.run.map(_versions(scores)) if len(scores) else scores.run
     parts = [(str(v), _headlines(_summary(part, files or {}))) for v, part in scores.groupby(run, sort=True)]
     columns = _columns(pd.concat([part for _, part in parts])) if parts else ()

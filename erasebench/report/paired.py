@@ -73,12 +73,20 @@ def compare_methods(
     rows = rows.assign(name=_names(rows))
     rows = rows[rows.name.isin(methods) | rows.method.isin(methods)] if methods else rows[rows.method != NOTHING]
     rows = rows[rows["head"].isin(heads)] if heads else rows
+    place = [*CONTEST, *METRIC, "group", "head", "unit"]
+    rows = rows[list(dict.fromkeys([*place, *SAME, "name", "cluster", "weights", "rate", "value"]))]
+    own = rows.cluster.where(rows.cluster != "", rows.prompt_id + " " + rows.seed.astype("string").fillna(""))
+    codes = {"own": pd.factorize(own)[0], "trained": pd.factorize(rows.weights)[0]}
+    rows = rows.assign(image=rows.groupby(list(SAME), dropna=False).ngroup(), **codes)
     found: list[dict[str, Any]] = []
-    for place, part in rows.groupby([*CONTEST, *METRIC, "group", "head", "unit"], sort=True):
-        at = dict(zip((*CONTEST, *METRIC, "group", "head", "unit"), place, strict=True))
+    for key, part in rows.groupby(place, sort=True):
+        at = dict(zip(place, key, strict=True))
         rate = bool(part.rate.eq(True).any() or (part.rate.isna().all() and part.value.isin((0.0, 1.0)).all()))
-        for first, second in combinations(sorted(part.name.unique()), 2):
-            found.append(at | _pair(part[part.name == first], part[part.name == second], first, second, rate))
+        own = dict(list(part.groupby("name", sort=True)))
+        for one in own.values() if len(own) > 1 else ():
+            _once(one)
+        for first, second in combinations(own, 2):
+            found.append(at | _pair(own[first], own[second], first, second, rate))
     if not found:
         named = ", ".join(sorted(set(rows.name))) or "none"
         raise ValueError(
@@ -97,19 +105,21 @@ def _names(rows: pd.DataFrame) -> pd.Series[str]:
     return rows.method + (" (" + rows.recipe + ")").where(several, "")
 
 
+def _once(part: pd.DataFrame) -> None:
+    if (double := part.image.duplicated()).any():
+        raise ValueError(
+            f"{part.name.iloc[0]} must have one image of a prompt and its noise; got two of "
+            f"{part[double].prompt_id.iloc[0]}; name one seed with seed="
+        )
+
+
 def _pair(one: pd.DataFrame, two: pd.DataFrame, first: str, second: str, rate: bool) -> dict[str, Any]:
-    keys = list(SAME)
-    for part in (one, two):
-        if part.duplicated(keys).any():
-            raise ValueError(
-                f"{part.name.iloc[0]} must have one image of a prompt and its noise; got two of "
-                f"{part[part.duplicated(keys)].prompt_id.iloc[0]}; name one seed with seed="
-            )
-    both = one.merge(two, on=keys, suffixes=("", "_b"))
-    a, b = both.value.to_numpy(float), both.value_b.to_numpy(float)
-    own = both.cluster.where(both.cluster != "", both.prompt_id + " " + both.seed.astype("string").fillna(""))
-    trained = pd.factorize(both.weights + " " + both.weights_b)[0]
-    ways = [pd.factorize(own)[0], trained][: 1 + (len(set(trained)) > 1)]
+    found = pd.Index(two.image).get_indexer(one.image)
+    here, there = np.flatnonzero(found >= 0), found[found >= 0]
+    a, b = one.value.to_numpy(float)[here], two.value.to_numpy(float)[there]
+    trainings = one.trained.to_numpy()[here], two.trained.to_numpy()[there]
+    trained = pd.factorize(trainings[0] * (1 + max(trainings[1], default=0)) + trainings[1])[0]
+    ways = [pd.factorize(one.own.to_numpy()[here])[0], trained][: 1 + (len(set(trained)) > 1)]
     by = difference(a, b, rate, ways)
     p = by["p_value"] if rate or not len(a) else max(clusters.mean_test(a - b, way) for way in ways)
     return {

@@ -12,6 +12,11 @@ ROW = ("method", "recipe", "settings")
 ATTACK = ("attack", "budget", "strength", "access", "control")
 COLUMN = (*ATTACK, "head", "role", "metric", "judge", "evaluator_version")
 ADAPTIVE = ("queries", "model")  # access of attacks whose prompts depend on the model they look at
+USED = (
+    "run", "model", "concept", *ROW, *ATTACK, "group", "relation", "metric", "judge", "evaluator_version", "prompt_id",
+    "seed", "value", "status", "side", "low", "high", "higher_is_better", "cluster", "weights", "role", "label", "head",
+    "unit", "place",
+)  # fmt: skip
 
 
 def items(scores: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
@@ -26,6 +31,19 @@ def items(scores: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
     Args:
         tasks: run -> what its board is called beside the model.
     """
+    once = ["model", "task", *ROW, *COLUMN, "item"]
+    images, wholes = [], []
+    for _, part in scores[list(USED)].groupby(["model", "concept"], sort=False):  # no item is in two; saves memory
+        table = _named(part, tasks)
+        images.append(table[~table.whole].drop_duplicates(once))
+        wholes.append(_whole(table[table.whole], once))
+    if not images:
+        return _named(scores[list(USED)], tasks)
+    return pd.concat([*images, *wholes], ignore_index=True)
+
+
+def _named(scores: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
+    """The rows that count, with the columns of :func:`items`; what several runs hold is there several times."""
     scores = scores[scores["head"].ne("") & scores.role.ne("influence") & scores.status.eq("ok") & scores.place.notna()]
     scores = _one_judge(scores.reset_index(drop=True))
     attacked = scores.group.eq("attack") | scores.role.eq("success")
@@ -45,12 +63,9 @@ def items(scores: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
     item = scores.concept + "\x1f" + scores.group + "\x1f" + scores.relation + "\x1f" + scores.prompt_id.fillna("")
     item = (item + "\x1f" + seed).where(~whole, scores.concept)
     text = scores.concept + "\x1f" + scores.cluster.where(scores.cluster != "", scores.prompt_id.fillna("") + seed)
-    table = scores.assign(
+    return scores.assign(
         **blank, **method, whole=whole, item=item, text=text, task=scores.run.map(dict(tasks)).astype("str")
     )
-    once = ["model", "task", *ROW, *COLUMN, "item"]
-    images = table[~whole].drop_duplicates(once)
-    return pd.concat([images, _whole(table[whole], once)], ignore_index=True)
 
 
 def _whole(table: pd.DataFrame, once: list[str]) -> pd.DataFrame:

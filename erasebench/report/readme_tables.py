@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, method_names
-from erasebench.report.tables import read_summary
+from erasebench.report.tables import read_summaries
 
 ROLES = ("present", "kept", "similarity", "distance", "likeness")  # of the headlines that are columns
+Row = Mapping[str, Any]  # of a summary
 
 
 def methods(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -20,15 +22,16 @@ def methods(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[l
     (distinct texts, searches, words, concepts), by which the intervals go; not said again where they are the same.
     """
     named = method_names(found)
-    chosen = [(run, _headlines(read_summary(run.folder / "summary.csv"))) for run in found if run.is_(wanted)]
-    together = pd.concat([rows for _, rows in chosen]) if chosen else pd.DataFrame(columns=["head", "place"])
-    heads = list(dict.fromkeys(together.sort_values("place", kind="stable")["head"]))
+    chosen = [run for run in found if run.is_(wanted)]
+    together = _headlines(read_summaries([run.folder / "summary.csv" for run in chosen])) if chosen else pd.DataFrame()
+    heads = list(dict.fromkeys(together.sort_values("place", kind="stable")["head"])) if chosen else []
+    of = {place: part.to_dict("records") for place, part in together.groupby(level=0)}
     lines = [["concept", "method", "n", "clusters", *heads]]
     seen: dict[str, str] = {}  # concept -> the clusters of its first row
-    for run, rows in chosen:
-        concept = run.names["concept"]
-        n = str(int(rows.n[rows.group == "target"].max())) if (rows.group == "target").any() else "-"
-        shared = _clusters(rows, heads)
+    for place, run in enumerate(chosen):
+        concept, rows = run.names["concept"], {row["head"]: row for row in of.get(place, [])}
+        n = str(max((int(row["n"]) for row in rows.values() if row["group"] == "target"), default="-"))
+        shared = _clusters(rows.values())
         if concept not in seen:
             seen[concept] = shared
             lines.append([concept, "*original model*", n, shared, *(_value(rows, head, "base") for head in heads)])
@@ -38,27 +41,29 @@ def methods(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[l
     return lines
 
 
-def _clusters(rows: pd.DataFrame, heads: Sequence[str]) -> str:
+def _clusters(rows: Iterable[Row]) -> str:
     """``paraphrase 2, neighbour 5``: the groups whose images share texts, words or concepts."""
-    shared = rows[rows["head"].isin(heads) & (rows.clusters < rows.n) & (rows.group != "kept")]
-    shared = shared.sort_values("place", kind="stable").drop_duplicates("group")
-    return ", ".join(f"{row.group} {row.clusters}" for row in shared.itertuples())
+    shared: dict[str, int] = {}
+    for row in rows:
+        if row["clusters"] < row["n"] and row["group"] != "kept":
+            shared.setdefault(row["group"], row["clusters"])
+    return ", ".join(f"{group} {clusters}" for group, clusters in shared.items())
 
 
 def _headlines(summary: pd.DataFrame) -> pd.DataFrame:
-    """The run's own judge's headlines with a head, and those without a judge, the first of each head."""
+    """Each run's own judge's headlines with a head, and those without a judge, the first of each head, in places."""
     rows = summary[(summary.relation == "") & (summary["head"] != "") & summary.role.isin(ROLES)]
-    rows = rows.sort_values(["place", "metric"], kind="stable")
-    judges = rows.judge[rows.judge != ""]
-    return rows[rows.judge.isin(["", *judges[:1]])].drop_duplicates("head")
+    rows = rows.rename_axis("run").reset_index().sort_values(["run", "place", "metric"], kind="stable")
+    judges = rows[rows.judge != ""].drop_duplicates("run").set_index("run").judge
+    own = rows[(rows.judge == "") | (rows.judge == rows.run.map(judges))]
+    return own.drop_duplicates(["run", "head"]).set_index("run")
 
 
-def _value(rows: pd.DataFrame, head: str, side: str) -> str:
-    rows = rows[rows["head"] == head]
-    if not len(rows):
+def _value(rows: Mapping[str, Row], head: str, side: str) -> str:
+    if head not in rows:
         return "-"
-    row, (low, high) = rows.iloc[0], ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
-    return number(row[side], row[low], row[high], row.unit, few=too_few(row))
+    row, (low, high) = rows[head], ("low", "high") if side == "mean" else (f"{side}_low", f"{side}_high")
+    return number(row[side], row[low], row[high], row["unit"], few=too_few(row))
 
 
 def cost(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[list[str]]:

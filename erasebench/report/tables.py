@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from csv import QUOTE_ALL
+from csv import QUOTE_ALL, reader
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from erasebench.limits import read_parquet
 from erasebench.report.influence import by_image
 from erasebench.report.printing import cell, uncell
-from erasebench.report.runs import recorded
+from erasebench.report.runs import Run, recorded
 from erasebench.report.sharing import clusters_of
 from erasebench.report.summary import Runs, difference, summarise_prompts, summarise_whole
 from erasebench.store.files import replacing
@@ -52,6 +52,7 @@ _ARROW = {
     "str": pa.string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(),
     "boolean": pa.bool_(),
 }  # fmt: skip
+_WORDS = [name for name, dtype in DTYPES.items() if dtype == "str"]
 _SCHEMA = pa.schema([(name, _ARROW[dtype]) for name, dtype in DTYPES.items()])
 
 
@@ -190,15 +191,16 @@ def _read(path: Path, headlines: bool = False) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; run the cell first")
     try:
-        table = read_parquet(path)
+        table = read_parquet(path, _WORDS)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is not a readable Parquet file; delete it and run its cell again") from error
     _complete(table.column_names, str(path))
     try:
-        table = table.select(list(COLUMNS)).cast(_SCHEMA)
+        table = table.select(list(COLUMNS))
+        table = (table.filter(table["place"].is_valid()) if headlines else table).cast(_SCHEMA)
     except pa.ArrowException as error:
         raise ValueError(f"{path} must have the types of a table of scores; {error}; run its cell again") from error
-    return table.filter(table["place"].is_valid()) if headlines else table
+    return table
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -206,23 +208,26 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(types_mapper=mapper).astype(dict(DTYPES))
 
 
-def read_scores(path: str | Path) -> pd.DataFrame:
-    """The tidy table of one run, with the dtypes of :data:`DTYPES`.
+def read_scores(path: str | Path, headlines: bool = False) -> pd.DataFrame:
+    """The tidy table of one run, with the dtypes of :data:`DTYPES`; ``headlines``: only the rows of these.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a Parquet file of scores, or an older version wrote it.
     """
-    return _frame(_read(Path(path)))
+    return _frame(_read(Path(path), headlines))
 
 
-def read_results(root: str | Path, headlines: bool = False, skipped: list[str] | None = None) -> pd.DataFrame:
+def read_results(
+    root: str | Path, headlines: bool = False, skipped: list[str] | None = None, runs: list[Run] | None = None
+) -> pd.DataFrame:
     """All scores under a results folder, ``runs/**/scores.parquet``, in path order.
 
     Args:
         root: the results folder.
         headlines: only the rows of headline metrics.
         skipped: a line is added for each run whose table is damaged, and the others are read; None: it is an error.
+        runs: the runs whose tables are read are added, as far as they have records.
 
     Raises:
         FileNotFoundError: there are none.
@@ -237,9 +242,11 @@ def read_results(root: str | Path, headlines: bool = False, skipped: list[str] |
     found = []
     for path in paths:
         try:
-            if (path.parent / "run.json").exists():
-                recorded(path.parent / "run.json")
+            record = path.parent / "run.json"
+            run = [recorded(record)] if record.exists() else []
             found.append(_read(path, headlines))
+            if runs is not None:
+                runs += run
         except (OSError, ValueError) as error:
             if skipped is None:
                 raise
@@ -267,11 +274,11 @@ def read_summary(path: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: an older version wrote it, or it is no summary.
     """
-    return read_summaries([path])
+    return read_summaries([path]).reset_index(drop=True)
 
 
 def read_summaries(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of several summaries, one file after the other; see :func:`read_summary`.
+    """The rows of several summaries, one file after the other, indexed by its place; see :func:`read_summary`.
 
     Raises:
         FileNotFoundError: one of them is not there.
@@ -279,12 +286,13 @@ def read_summaries(paths: Sequence[str | Path]) -> pd.DataFrame:
     """
     texts = [_text(Path(path)) for path in paths]
     if len({head for head, _ in texts}) > 1:  # which of them is of another version is said by its own reading
-        return pd.concat([read_summary(path) for path in paths], ignore_index=True)
+        return _one_by_one(paths)
     path = ", ".join(map(str, paths[:1]))
     try:
-        whole = StringIO(texts[0][0] + "".join(body for _, body in texts))
-        frame = pd.read_csv(whole, dtype="str", keep_default_na=False)
-        frame = frame.apply(lambda column: column.map(uncell) if column.str.startswith("'").any() else column)
+        whole = texts[0][0] + "".join(body for _, body in texts)
+        frame = pd.read_csv(StringIO(whole), dtype="str", keep_default_na=False)
+        if "'" in whole:
+            frame = frame.apply(lambda column: column.map(uncell) if column.str.startswith("'").any() else column)
         _complete(list(frame.columns), path, _SUMMARY_DTYPES)
         truth = {"True": True, "False": False, "": None}
         for name, dtype in _SUMMARY_DTYPES.items():
@@ -292,11 +300,17 @@ def read_summaries(paths: Sequence[str | Path]) -> pd.DataFrame:
                 frame[name] = pd.array([truth[word] for word in frame[name]], dtype="boolean")
             elif dtype != "str":
                 frame[name] = frame[name].replace("", None if dtype == "Int64" else "nan")
-        return _typed(frame, str(path), _SUMMARY_DTYPES)
+        lengths = [sum(map(bool, reader(StringIO(body)))) for _, body in texts]
+        return _typed(frame, str(path), _SUMMARY_DTYPES).set_axis(np.repeat(range(len(paths)), lengths))
     except (KeyError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         if len(paths) > 1:
-            return pd.concat([read_summary(path) for path in paths], ignore_index=True)
+            return _one_by_one(paths)
         raise ValueError(f"{path} is no readable summary; {error}; delete it and run its cell again") from error
+
+
+def _one_by_one(paths: Sequence[str | Path]) -> pd.DataFrame:
+    parts = [read_summary(path) for path in paths]
+    return pd.concat([part.set_axis([i] * len(part)) for i, part in enumerate(parts)])
 
 
 def _text(path: Path) -> tuple[str, str]:
@@ -330,8 +344,18 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: columns are missing, or there are two values for one metric of one prompt.
     """
-    frame = _typed(frame, "scores")
+    frame = _typed(frame, "scores").reset_index(drop=True)
+    rates = _rates(frame[frame.role != "influence"])
+    places = frame.groupby(["model", "concept"], sort=True)  # no group of rows is in two of them; saves memory
+    parts = [_summarised(part, rates) for _, part in places]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(SUMMARY))
+    return table.astype(_SUMMARY_DTYPES)
+
+
+def _summarised(frame: pd.DataFrame, rates: pd.Series[bool]) -> pd.DataFrame:
+    """:func:`summarise` of some concepts; ``rates``: row -> whether its metric is a rate."""
     images, frame = by_image(frame), frame[frame.role != "influence"]
+    frame = frame.assign(_rate=rates)
     related = frame[(frame.relation != "") & frame.prompt_id.notna()]
     relation = pd.concat([frame.relation, related.relation], ignore_index=True)
     frame = pd.concat([frame, related.assign(relation="")], ignore_index=True)
@@ -346,7 +370,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     _unique(np.append(False, same), frame, "scores")
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     table = frame.iloc[starts].reset_index(drop=True)  # one row for each group of rows, with its keys and facts
-    numbers = _numbers(frame, np.append(starts, len(frame)), pair, erased, _rates(frame).iloc[starts].to_numpy())
+    numbers = _numbers(frame, np.append(starts, len(frame)), pair, erased, frame._rate.iloc[starts].to_numpy(bool))
     direction = frame.groupby(group, sort=True).higher_is_better.first().reset_index(drop=True)
     table = pd.concat([table[[*KEYS, *FACTS]], numbers], axis=1).assign(higher_is_better=direction)
     for i, by in _differences(images, table):
@@ -356,9 +380,11 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _differences(images: pd.DataFrame, table: pd.DataFrame) -> Iterable[tuple[int, dict[str, float]]]:
     """Row of the table -> the paired difference of its distance, where each image's part in it is known."""
-    known = images.assign(code=_codes(images)).groupby(list(KEYS), sort=False, dropna=False)
+    images = images.assign(code=_codes(images))[[*KEYS, "run", "side", "prompt_id", "value", "weights", "code"]]
+    known = images.groupby(list(KEYS), sort=False, dropna=False)
     rows = {key: i for i, key in enumerate(table[list(KEYS)].itertuples(index=False, name=None))}
     for key, part in known:
+        part = part[["run", "side", "prompt_id", "value", "weights", "code"]]
         erased, original = (part[part.side == side] for side in SIDES)
         both = erased.merge(original[["run", "prompt_id", "value"]], on=["run", "prompt_id"], suffixes=("", "_b"))
         trained = pd.factorize(both.weights)[0]
@@ -381,6 +407,8 @@ def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: n
     ok, whole = (frame.status == "ok").to_numpy(bool), frame.prompt_id.isna().to_numpy()
     cluster, run = _codes(frame), pd.factorize(frame.run)[0]
     training = pd.factorize(frame.weights.where(frame.side == "erased"))[0]
+    images = frame.images.astype("float64").to_numpy()
+    said = [frame[name].to_numpy(float) for name in ("value", "low", "high")], frame.terms.to_numpy(object)
     rows = []
     for start, stop, rate in zip(edges[:-1], edges[1:], rates, strict=True):
         good, ours = ok[start:stop], erased[start:stop]
@@ -390,9 +418,9 @@ def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: n
             "runs": len(set(run[here])), "trainings": len(set(training[here])),
         }  # fmt: skip
         if whole[start:stop].all():
-            if frame.images.iloc[here].notna().any():  # of several runs, the fewest that one had
-                counts["n"] = counts["clusters"] = int(frame.images.iloc[here].min())
-            rows.append(counts | summarise_whole(*(_runs(frame.iloc[i], training[i]) for i in (here, there))))
+            if (seen := images[here][~np.isnan(images[here])]).size:  # of several runs, the fewest that one had
+                counts["n"] = counts["clusters"] = int(seen.min())
+            rows.append(counts | summarise_whole(*(_runs(*said, training, i) for i in (here, there))))
         else:
             shared = np.intersect1d(pair[here], pair[there], assume_unique=True, return_indices=True)[1:]
             ways = [cluster[here], training[here]][: 1 + (counts["trainings"] > 1)], [cluster[there]]
@@ -400,11 +428,11 @@ def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: n
     return pd.DataFrame(rows)
 
 
-def _runs(frame: pd.DataFrame, training: np.ndarray) -> Runs:
-    """What several runs say of a whole group."""
-    terms = [[float(word) for word in words.split()] for words in frame.terms]
-    value, low, high = (frame[name].to_numpy(float) for name in ("value", "low", "high"))
-    return Runs(value, low, high, len(set(training)), np.array(terms) if terms and all(terms) else None)
+def _runs(numbers: Sequence[np.ndarray], words: np.ndarray, training: np.ndarray, rows: np.ndarray) -> Runs:
+    """What several runs, each a row, say of a whole group."""
+    terms = [[float(word) for word in told.split()] for told in words[rows]]
+    value, low, high = (column[rows] for column in numbers)
+    return Runs(value, low, high, len(set(training[rows])), np.array(terms) if terms and all(terms) else None)
 
 
 def _codes(frame: pd.DataFrame) -> np.ndarray:
