@@ -8,7 +8,8 @@ from erasebench import leaderboard
 from erasebench.report import board_text
 from erasebench.report.board import COST, boards
 from erasebench.report.pairs import compare_all
-from erasebench.report.tables import scores_frame, write_scores
+from erasebench.report.pooling import items
+from erasebench.report.tables import read_summaries, read_summary, scores_frame, summarise, write_csv, write_scores
 from erasebench.types import Headline, Score
 
 CONCEPTS = ("cat", "car", "sun", "gun")
@@ -165,6 +166,38 @@ def test_the_files_are_the_same_twice_and_hold_the_cells(folder):
     assert leaderboard.main([f"results={folder}"]) == 0
     assert first == [(folder / name).read_bytes() for name in names]
     assert len(pd.read_csv(folder / "leaderboard_cells.csv")) == 24
+
+
+def test_items_are_each_image_once_as_reading_row_by_row_finds_them():
+    scores = pd.concat([world(), world(access="model").assign(attack="b", run=lambda frame: frame.run + "-b")])
+    expected = {}
+    for row in scores[scores.prompt_id.notna()].itertuples():
+        attacked, original = row.group == "attack", row.side == "original"
+        if not (attacked and original and row.access == "model"):
+            method, attack = "none" if original else row.method, row.attack if attacked else ""
+            expected.setdefault((method, attack, row.head, row.concept, row.prompt_id), row.value)
+    found = items(scores, {})
+    found = found[~found.whole]
+    keys = zip(found.method, found.attack, found["head"], found.concept, found.prompt_id, strict=True)
+    assert len(found) == len(expected) and dict(zip(keys, found.value, strict=True)) == expected
+
+
+def test_a_summary_of_many_concepts_is_those_of_each():
+    scores = world()
+    parts = [summarise(part) for _, part in scores.groupby("concept")]
+    pd.testing.assert_frame_equal(summarise(scores), pd.concat(parts, ignore_index=True))
+    shuffled = scores.sample(frac=1, random_state=0)  # its index too
+    pd.testing.assert_frame_equal(summarise(shuffled), summarise(scores))
+
+
+def test_summaries_read_together_are_those_read_alone(tmp_path):
+    paths = []
+    for name in ("good", "=weak"):  # one is a formula in a spreadsheet
+        frame = summarise(cell(name, "cat", {"target": 0.5, "unrelated": 1.0}))
+        paths.append(write_csv(tmp_path / f"{name[-4:]}.csv", frame))
+    together = read_summaries(paths)
+    for i, path in enumerate(paths):
+        pd.testing.assert_frame_equal(together.loc[[i]].reset_index(drop=True), read_summary(path))
 
 
 def test_pairs_need_evidence():

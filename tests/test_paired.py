@@ -161,3 +161,15 @@ def test_distances_between_sets_are_compared_image_by_image():
     (row,) = tables.summarise(both).itertuples()
     assert row.metric == "fid.m.vs_real" and row.n == 40 and row.delta == pytest.approx(-0.04)
     assert (row.delta_low, row.delta_high) == pytest.approx(theirs.confidence_interval())
+
+
+def test_pairs_of_images_are_those_that_merging_finds():
+    one = pd.DataFrame(
+        {"image": [4, 1, 3, 2], "value": [0.1, 0.2, 0.3, 0.4], "own": [7, 7, 8, 9], "trained": [0, 0, 1, 1]}
+    )
+    two = pd.DataFrame({"image": [2, 5, 4], "value": [0.6, 0.7, 0.9], "own": [9, 6, 7], "trained": [2, 2, 3]})
+    both = one.merge(two, on="image", suffixes=("", "_b"))
+    found = paired._pair(one, two, "a", "b", rate=False)
+    assert found["n"] == 2 and found["clusters"] == both.own.nunique() and found["trainings"] == 2
+    assert (found["first_mean"], found["second_mean"]) == (both.value.mean(), both.value_b.mean())
+    assert found["delta"] == (both.value - both.value_b).mean()
