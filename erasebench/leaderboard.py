@@ -54,7 +54,8 @@ def write(root: Path, wanted: Mapping[str, Sequence[str]] | None = None) -> str:
     ]
     write_csv(root / "leaderboard.csv", board_text.wide(found))
     write_csv(root / "leaderboard_cells.csv", cells.table)
-    below = f"## Cells\n\n{as_markdown(lines)}\n\n{legend(cells)}"
+    told_below = "\n".join(map(plain, legend(cells).split("\n")))
+    below = f"## Cells\n\n{as_markdown(lines)}\n\n{told_below}"
     listed = f"\n\nDoubts (docs/flags.md):\n\n{chr(10).join(f'- {doubt}' for doubt in doubts)}" if doubts else ""
     texts = {
         "leaderboard.md": f"# Leaderboard\n\n{board_text.markdown(found)}\n\n{below}{listed}\n",

@@ -18,6 +18,7 @@ import pytest
 
 from erasebench import cache, compare, export, found, leaderboard, paper
 from erasebench.command.launch import launch
+from erasebench.report import __main__ as report
 from erasebench.report import runs, tables
 from erasebench.store.files import file_hash
 from tests.small import SMALL, small_run
@@ -76,6 +77,7 @@ def poison(root: Path, text: str, labels: bool) -> None:
                     frame[name] = text
             tables.write_csv(file, frame)
         record["files"] = {p.name: file_hash(p) for p in path.parent.iterdir() if p.name != "run.json"}
+        del record["checksum"]  # which is made anew
         path.write_text(runs.sealed(record))
 
 
@@ -86,6 +88,7 @@ def snapshot(folder: Path) -> dict[str, float]:
 def commands(results: Path, out: Path):
     run = str(next(results.glob("runs/**/run.json")).parent)
     yield "leaderboard", lambda: leaderboard.main([f"results={results}"])
+    yield "report", lambda: report.main([f"results={results}", f"out={out}/report"])
     for table in paper.TABLES:
         yield (
             f"paper {table}",
