@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from erasebench import fields, store
+from erasebench import fields
 from erasebench.command.arguments import command, parse
 from erasebench.limits import read_json
-from erasebench.rebuilding import rebuild
 from erasebench.report.contact_sheet import contact_sheet
+from erasebench.report.drawn import Run
 from erasebench.report.pictures import save
-from erasebench.report.tables import read_scores
-from erasebench.report.verdicts import Verdicts, verdicts
-from erasebench.store.images import ImageSet
-from erasebench.types import Concept, Prompt, joint
+from erasebench.types import Prompt
 
 USAGE = (
     "usage: python -m erasebench.compare [concept=NAME] [results=DIR] [model=NAME] [method=A,B] [seed=0] [per_group=2] "
@@ -36,57 +32,6 @@ USAGE = (
 DEFAULTS: dict[str, Any] = {
     "concept": "", "results": "results", "model": "", "method": [], "seed": "", "per_group": 2, "tile": 72, "out": "",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder and its record."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {k: str(v) for k, v in self.record["identity"]["names"].items()} | {
-            "seed": str(self.record["config"]["seed"])
-        }
-
-    @property
-    def erased(self) -> str:
-        """Key of all that its erased images depend on."""
-        return str(self.record["steps"]["erase"]["key"])
-
-    def drawn(self) -> dict[tuple[str, str, str], Prompt]:
-        """The prompts besides its attack's whose images of both sides are in the store, by what makes them the same."""
-        prompts = self.prompts()
-        lost = {
-            digest
-            for side in ("original", "erased")
-            for digest in store.missing(self.images(side, prompts).folder, [p.digest() for p in prompts])
-        }
-        return {(p.group, p.id, p.digest()): p for p in prompts if p.digest() not in lost}
-
-    def prompts(self) -> list[Prompt]:
-        """The prompts it was to draw, besides its attack's."""
-        config = self.record["config"]
-        where = str(self.folder / "run.json")
-        concepts = [rebuild(node, Concept, where) for node in (config["concept"], *config["also"])]
-        erased = joint(concepts) if len(concepts) > 1 else concepts[0]
-        source: Any = rebuild(config["prompts"], object, where)
-        return [p for p in source.prompts(erased) if p.group != "coco"]
-
-    def images(self, side: str, prompts: Sequence[Prompt]) -> ImageSet:
-        """Images of one side, where the run says they lie."""
-        root = next(parent for parent in self.folder.parents if parent.name == "runs").parent
-        key = str(self.record["steps"]["draw"]["keys"][side])
-        return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
-
-    def verdicts(self, side: str) -> Verdicts:
-        """What its judge said; nothing if its table cannot be read."""
-        try:
-            return verdicts(read_scores(self.folder / "scores.parquet"), side)
-        except (OSError, ValueError):
-            return {}
 
 
 def find(root: Path, **wanted: str) -> list[Run]:

@@ -13,7 +13,7 @@ COMMANDS = {  # name -> what it does; the module erasebench.<name>, or erasebenc
     "leaderboard": "one table of all runs",
     "compare": "a picture of all methods side by side",
     "paper": "the tables of papers, measured beside published",
-    "report": "an HTML page of all runs",
+    "report": "pages to browse: boards, every image, a decision summary for each erased model",
     "export": "an erased model for other tools",
     "convert": "pickled weights into safetensors",
     "found": "the prompts an attack found, as CSV",

@@ -67,7 +67,7 @@ def facts(record: Mapping[str, Any]) -> dict[str, str]:
     return {
         **{key: str(value) for key, value in names.items()},
         "seed": str(record["config"]["seed"]),
-        "base": _public(model["path"]),
+        "base": public(model["path"]),
         "base_revision": str(model["revision"] or ""),
         "base_hash": str(record["model_hash"]),
         "run": str(record["key"]),
@@ -75,23 +75,23 @@ def facts(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
     """A value without the folders of this machine: a card is made to be shared.
 
-    >>> _public({"path": "~/work/erased.safetensors", "base": "CompVis/stable-diffusion-v1-4"})
+    >>> public({"path": "~/work/erased.safetensors", "base": "CompVis/stable-diffusion-v1-4"})
     {'path': 'erased.safetensors', 'base': 'CompVis/stable-diffusion-v1-4'}
     """
     if isinstance(value, Mapping):
-        return {k: _public(v) for k, v in value.items()}
+        return {k: public(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_public(v) for v in value]
+        return [public(v) for v in value]
     if isinstance(value, str) and (value.startswith(("/", "~", ".")) or "\\" in value) and len(value.split()) == 1:
         return value.replace("\\", "/").rstrip("/").rpartition("/")[2]
     return value
 
 
 def _block(values: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(_public(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    text = yaml.safe_dump(public(values), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return "\n```yaml\n" + text.replace("```", "'''") + "```\n"
 
 
@@ -106,7 +106,7 @@ def _front_matter(model: Mapping[str, Any], licence: str) -> list[str]:
 
 def _base(model: Mapping[str, Any], weights: str, erase: Mapping[str, Any]) -> list[str]:
     return [
-        plain(f"- {model['name']}: `{_public(model['path'])}`")
+        plain(f"- {model['name']}: `{public(model['path'])}`")
         + (plain(f" at revision `{model['revision']}`") if model["revision"] else ""),
         f"- hash of its weights and config: `{weights}`",
         f"- tensors changed: {erase.get('changed_tensors', 'unknown')}",

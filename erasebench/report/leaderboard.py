@@ -82,7 +82,7 @@ def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -
     """
     scores = scores if scores.place.notna().all() else scores[scores.place.notna()]
     run = scores.run.map(_versions(scores)) if len(scores) else scores.run
-    parts = [(str(v), _headlines(_summary(part, files or {}))) for v, part in scores.groupby(run, sort=True)]
+    parts = [(str(v), _headlines(cell_summaries(part, files or {}))) for v, part in scores.groupby(run, sort=True)]
     columns = _columns(pd.concat([part for _, part in parts])) if parts else ()
     rows = [row for versions, part in parts for row in _rows(part, versions)]
     wide = [column.name + side for column in columns for side in (*SIDES, "_metric")]
@@ -90,7 +90,7 @@ def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -
     return Board(_ordered(table, columns), columns)
 
 
-def _summary(scores: pd.DataFrame, files: Mapping[str, Path]) -> pd.DataFrame:
+def cell_summaries(scores: pd.DataFrame, files: Mapping[str, Path]) -> pd.DataFrame:
     """The summary of some runs: what is known of a cell's only run, else summarised from its scores."""
     cells = scores[["run", *CELL]].drop_duplicates()
     alone = cells.groupby(list(CELL)).run.transform("size") == 1
