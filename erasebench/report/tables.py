@@ -345,11 +345,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         ValueError: columns are missing, or there are two values for one metric of one prompt.
     """
     frame = _typed(frame, "scores").reset_index(drop=True)
-    rates = _rates(frame[frame.role != "influence"])
+    rates = _rates(frame.loc[frame.role != "influence", [*METRIC, "status", "value", "rate"]])
     places = frame.groupby(["model", "concept"], sort=True)  # no group of rows is in two of them; saves memory
-    parts = [_summarised(part, rates) for _, part in places]
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(SUMMARY))
-    return table.astype(_SUMMARY_DTYPES)
+    parts = [_summarised(part, rates) for _, part in places] if places.ngroups > 1 else [_summarised(frame, rates)]
+    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True).astype(_SUMMARY_DTYPES)
 
 
 def _summarised(frame: pd.DataFrame, rates: pd.Series[bool]) -> pd.DataFrame:
