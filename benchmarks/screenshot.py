@@ -2,7 +2,7 @@
 
     python -m benchmarks.screenshot [docs/images/report.png]
 
-Needs the extra ``browser`` and a Chromium; two minutes on two cores.
+Needs the extra ``browser`` and a Chromium.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 import erasebench
 from erasebench.report import __main__ as report
 
-COLOURS = 128  # of the picture's palette: a quarter of the bytes
+COLOURS = 128  # of the picture's palette
 
 
 def main(out: str = "docs/images/report.png") -> None:

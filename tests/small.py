@@ -13,5 +13,14 @@ SMALL = (
 )  # fmt: skip
 
 
+def report_runs(root: Path) -> Path:
+    """What a report has to show: two methods, an attack, an unsafe concept."""
+    small_run(root, "method=none")
+    small_run(root, "method=uce")
+    small_run(root, "method=uce", "attack=reseed", "attack.queries=2")
+    small_run(root, "method=uce", "concept=gun")
+    return root
+
+
 def small_run(results: Path, *overrides: str) -> Any:
     return erasebench.run(*SMALL, f"results={results}", *overrides)

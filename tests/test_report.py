@@ -19,7 +19,7 @@ from erasebench.report.runs import read_runs
 from erasebench.report.site.gather import gather
 from erasebench.report.site.render import command_of, data, sorting
 from erasebench.report.tables import read_results
-from tests.small import small_run
+from tests.small import report_runs
 
 NAMED = re.compile(r'<script type="application/json" id="grid-data">(.*?)</script>', re.DOTALL)
 
@@ -27,12 +27,7 @@ NAMED = re.compile(r'<script type="application/json" id="grid-data">(.*?)</scrip
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Real runs of the embedded model: two methods, an attack, an unsafe concept."""
-    root = tmp_path_factory.mktemp("report") / "results"
-    small_run(root, "method=none")
-    small_run(root, "method=uce")
-    small_run(root, "method=uce", "attack=reseed", "attack.queries=2")
-    small_run(root, "method=uce", "concept=gun")
-    return root
+    return report_runs(tmp_path_factory.mktemp("report") / "results")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +94,19 @@ def test_pictures_of_unsafe_concepts_are_veiled_or_left_out(results, site, tmp_p
     assert report.main([f"results={results}", f"out={tmp_path}", "concept=gun", "unsafe=false"]) == 0
     left = sorted(p.name for p in (tmp_path / "images").rglob("*.png"))
     assert left and all(name.endswith(".veil.png") for name in left)
+
+
+def test_a_folder_to_pass_on_has_nothing_of_an_earlier_report(results, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert report.main([f"results={results}", f"out={out}"]) == 0
+    assert report.main([f"results={results}", f"out={out}", "concept=gun", "unsafe=false"]) == 0
+    left = [p for p in (out / "images").rglob("*") if p.is_file()]
+    assert left and all(p.name.endswith(".veil.png") for p in left)
+    assert all("gun" in p.name for p in (out / "cells").iterdir())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert report.main([f"results={results}", f"out={tmp_path / 'mine'}"]) == 2
+    assert "holds other files" in capsys.readouterr().err
 
 
 def test_an_unsafe_run_with_prompts_of_a_file_shows_ids_only(results):

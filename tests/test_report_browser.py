@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from erasebench.report import __main__ as report
-from tests.small import small_run
+from tests.small import report_runs
 from tests.test_hostile_results import poison
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]'")
@@ -18,11 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    root = tmp_path_factory.mktemp("browser") / "results"
-    small_run(root, "method=none")
-    small_run(root, "method=uce")
-    small_run(root, "method=uce", "attack=reseed", "attack.queries=2")
-    small_run(root, "method=uce", "concept=gun")
+    root = report_runs(tmp_path_factory.mktemp("browser") / "results")
     assert report.main([f"results={root}"]) == 0
     return root
 

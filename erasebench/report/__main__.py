@@ -77,7 +77,7 @@ def _of_run(path: Path, wanted: dict[str, list[str]]) -> tuple[Path, dict[str, l
     root = next((parent.parent for parent in folder.resolve().parents if parent.name == "runs"), None)
     if root is None:
         raise ValueError(f"run must lie below a folder runs; got {folder}; give results=DIR and concept= instead")
-    return root, {name: [run.names[name]] for name in ("model", "concept", "method")}
+    return root, {name: [run.names[name]] for name in ("model", "concept", "method", "recipe", "settings")}
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ class Cell:
 
     @cached_property
     def withheld(self) -> bool:
-        """Whether its prompts are shown as ids: those of an unsafe concept that a file or a published set brought."""
-        return self.unsafe and "templates" not in self.config["prompts"]
+        """Whether its prompts are shown as ids: those of an unsafe concept that a file, a set or an attack brought."""
+        return self.unsafe and ("templates" not in self.config["prompts"] or self.names["attack"] != NOTHING)
 
     @property
     def flags(self) -> list[Mapping[str, Any]]:
@@ -148,7 +148,8 @@ def chosen(scores: pd.DataFrame, wanted: Mapping[str, Sequence[str]]) -> pd.Data
         there = sorted(set(scores[column]))
         if absent := [value for value in values if value not in there]:
             raise ValueError(f"{column} must be one of {', '.join(there)}; got {absent[0]!r}; leave it out for all")
-        scores = scores[scores[column].isin([*values, *([NOTHING] if column in ("method", "attack") else [])])]
+        keep = scores[column].isin([*values, *([NOTHING] if column == "attack" else [])])
+        scores = scores[keep | scores.method.eq(NOTHING) if column in CHECKPOINT[2:] else keep]
     if not len(scores):
         told = " ".join(f"{name}={','.join(values)}" for name, values in wanted.items())
         raise ValueError(f"{told} together must fit a run; none does; leave one out")

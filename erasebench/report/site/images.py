@@ -16,7 +16,6 @@ import pyarrow.compute
 
 from erasebench.limits import open_parquet
 from erasebench.report.drawn import Run
-from erasebench.report.runs import NOTHING
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Prompt
 
@@ -130,7 +129,9 @@ def _said(part: pa.Table, ids: Sequence[str]) -> dict[str, Any]:
     value = part["value"].to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(pa.compute.not_equal(part["status"], "ok").to_numpy(zero_copy_only=False))
     words = part["status"].to_pylist()
-    status: list[str] = ["ok"] * len(ids)
+    status: list[str | None] = [None] * len(ids)  # without a row nothing is known
+    for i in np.unique(index):
+        status[i] = "ok"
     for i in bad:
         status[index[i]] = words[i]
     kinds = part.select(["evaluator", "metric", "judge", "role", "place"])
@@ -150,7 +151,7 @@ def _said(part: pa.Table, ids: Sequence[str]) -> dict[str, Any]:
             if (f["evaluator"], f["judge"], f["role"]) == (*judge, "") and np.nanmax(values[i], initial=0) <= 1
         ]
         score = values[others[0]] if len(others) == 1 else score
-    named = {f"{facts[i]['metric']}": _numbers(values[i]) for i in range(len(first)) if facts[i]["metric"] != NOTHING}
+    named = {f"{facts[i]['metric']}": _numbers(values[i]) for i in range(len(first))}
     return {"seen": _numbers(said), "score": _numbers(score), "status": status, "values": dict(sorted(named.items()))}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from erasebench.report.site.images import Wanted
+from erasebench.store.files import replacing
 from erasebench.store.images import missing, read_images
 
 LARGE, QUALITY = 128, 90  # pixels of a side above which a picture is stored with loss, and how well
@@ -71,19 +71,16 @@ def _known(out: Path, wanted: Wanted, place: tuple[Path, str], unsafe: bool) -> 
 
 
 def _write(out: Path, name: str, image: Image.Image, veiled: bool, *, unsafe: bool) -> tuple[str, str]:
-    path = out / "images" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     if veiled:
-        small = image.resize((VEIL, VEIL), Image.Resampling.BOX)
-        (path.parent / f"{path.name}.veil.png").write_bytes(_encoded(small, "PNG"))
+        _save(out / "images" / f"{name}.veil.png", image.resize((VEIL, VEIL), Image.Resampling.BOX), "PNG")
         if not unsafe:
             return name, ""
     kind = "WEBP" if max(image.size) > LARGE else "PNG"
-    (path.parent / f"{path.name}.{kind.lower()}").write_bytes(_encoded(image, kind))
+    _save(out / "images" / f"{name}.{kind.lower()}", image, kind)
     return name, f"{name}.{kind.lower()}"
 
 
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **({"quality": QUALITY} if kind == "WEBP" else {"compress_level": 1}))
-    return buffer.getvalue()
+def _save(path: Path, image: Image.Image, kind: str) -> None:
+    """In one move: what a killed report left half is not there the next time."""
+    with replacing(path) as work:
+        image.save(work, format=kind, **({"quality": QUALITY} if kind == "WEBP" else {"compress_level": 1}))

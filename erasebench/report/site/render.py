@@ -43,6 +43,8 @@ def write(report: Report, out: Path, *, skipped: Sequence[str] = (), unsafe: boo
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     env.filters["sorting"] = sorting
+    if out.is_dir() and any(out.iterdir()) and not (out / "static" / "site.js").is_file():
+        raise ValueError(f"out must be a new folder or that of an earlier report; got {out}, which holds other files")
     for name in STATIC:
         with replacing(out / "static" / name) as work:
             work.write_bytes((files("erasebench.report.site") / "static" / name).read_bytes())
@@ -60,7 +62,18 @@ def write(report: Report, out: Path, *, skipped: Sequence[str] = (), unsafe: boo
         _save(out / "models" / model.page, _model(env, model))
     thresholds = _thresholds(report.cells, found, out)
     _save(out / "index.html", _index(env, report, thresholds, len(shown), lost, skipped, out))
+    _clear(report, wanted, shown, out)
     return [out / "index.html", *(out / "models" / model.page for model in report.checkpoints)]
+
+
+def _clear(report: Report, wanted: images.Wanted, shown: Mapping[str, str], out: Path) -> None:
+    """Remove pages and pictures of an earlier report that are no part of this one: a folder may be passed on."""
+    kept = {"cells": {cell.page for cell in report.cells}, "models": {model.page for model in report.checkpoints}}
+    kept["images"] = {*shown.values(), *(f"{wanted.files[place]}.veil.png" for place in wanted.veiled)}
+    for folder, names in kept.items():
+        for path in (out / folder).rglob("*"):
+            if path.is_file() and path.relative_to(out / folder).as_posix() not in names:
+                path.unlink()
 
 
 def _groups(run: Any, wanted: images.Wanted, cell: Cell) -> list[dict[str, Any]]:
