@@ -19,7 +19,7 @@ import pytest
 from erasebench import cache, compare, export, found, leaderboard, paper
 from erasebench.command.launch import launch
 from erasebench.report import __main__ as report
-from erasebench.report import runs, tables
+from erasebench.report import layouts, runs, tables
 from erasebench.store.files import file_hash
 from tests.small import SMALL, small_run
 
@@ -89,7 +89,7 @@ def commands(results: Path, out: Path):
     run = str(next(results.glob("runs/**/run.json")).parent)
     yield "leaderboard", lambda: leaderboard.main([f"results={results}"])
     yield "report", lambda: report.main([f"results={results}", f"out={out}/report"])
-    for table in paper.TABLES:
+    for table in (*paper.TABLES, *layouts.shipped()):
         yield (
             f"paper {table}",
             lambda table=table: paper.main([f"table={table}", f"results={results}", f"out={out}/b.png"]),
