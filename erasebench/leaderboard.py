@@ -32,26 +32,17 @@ def write(root: Path, wanted: Mapping[str, Sequence[str]] | None = None) -> str:
         OSError, ValueError: no runs, none that can be read, or a filter that fits none.
     """
     from erasebench.report import board_text
-    from erasebench.report.board import boards, run_facts
-    from erasebench.report.checks import between_attacks
-    from erasebench.report.evidence import other_settings
-    from erasebench.report.leaderboard import grid, leaderboard, legend
+    from erasebench.report.gathering import gathered
+    from erasebench.report.leaderboard import board_of, grid, legend
     from erasebench.report.printing import as_markdown, as_text, plain
-    from erasebench.report.runs import Run
-    from erasebench.report.tables import read_results, write_csv
+    from erasebench.report.tables import write_csv
     from erasebench.store.files import replacing
 
-    skipped, known = list[str](), list[Run]()
-    scores = filtered(read_results(root, headlines=True, skipped=skipped, runs=known), wanted or {})
-    shown = set(scores.run.unique())
-    runs = [run for run in known if run.key in shown]
-    found = boards(scores, run_facts(runs))
-    cells = leaderboard(scores, {run.key: run.folder / "summary.csv" for run in runs})
+    skipped: list[str] = []
+    all_of_it = gathered(root, wanted or {}, filtered, skipped)
+    found, cells = all_of_it.boards, board_of(all_of_it.summaries)
     lines = grid(cells)
-    doubts = [
-        plain(f"{flag['flag']}: {flag['message']} {flag['what_to_do']}")
-        for flag in (*between_attacks(scores), *other_settings(scores))
-    ]
+    doubts = [plain(f"{flag['flag']}: {flag['message']} {flag['what_to_do']}") for flag in all_of_it.doubts]
     write_csv(root / "leaderboard.csv", board_text.wide(found))
     write_csv(root / "leaderboard_cells.csv", cells.table)
     told_below = "\n".join(map(plain, legend(cells).split("\n")))

@@ -74,10 +74,20 @@ def boards(scores: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
         runs: one row per run, with ``run``, ``task``, ``flags`` (names, separated by blanks) and :data:`COST`.
     """
     pooled = items(scores, dict(zip(runs.run, runs.task, strict=True)))
+    return boards_of(pooled, scores[[*ROW, "run"]].drop_duplicates(), runs)
+
+
+def boards_of(pooled: pd.DataFrame, ran: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
+    """:func:`boards` of what :func:`erasebench.report.pooling.items` gives; texts may be categories in their order.
+
+    Args:
+        pooled: the items.
+        ran: each run's method, recipe and settings.
+        runs: see :func:`boards`.
+    """
     facts = runs.set_index("run")
-    ran = scores[[*ROW, "run"]].drop_duplicates()
     found = []
-    for (model, task), part in pooled.groupby(["model", "task"], sort=True):
+    for (model, task), part in pooled.groupby(["model", "task"], sort=True, observed=True):
         found.append(_board(str(model), str(task), part, ran[ran.run.isin(set(part.run))], facts))
     return found
 
@@ -97,7 +107,9 @@ def run_facts(found: Iterable[Run]) -> pd.DataFrame:
 
 
 def _board(model: str, task: str, part: pd.DataFrame, runs: pd.DataFrame, facts: pd.DataFrame) -> Board:
-    rows = [tuple(map(str, row)) for row in part[list(ROW)].drop_duplicates().sort_values(list(ROW)).to_numpy()]
+    rows = [
+        tuple(map(str, row)) for row in part[list(ROW)].drop_duplicates().sort_values(list(ROW)).astype(str).to_numpy()
+    ]
     table = pd.DataFrame(rows, columns=list(ROW))
     table.insert(0, "row", row_labels(table))
     ranked = [i for i, row in enumerate(rows) if row[0] not in REFERENCES]
@@ -134,7 +146,7 @@ def columns_of(
     part: pd.DataFrame, title: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], str] | None = None
 ) -> Iterable[tuple[Column, pd.DataFrame]]:
     """The columns in their evaluators' order, attacks by access and name; one of a kind goes by the head alone."""
-    keys = part.groupby(list(COLUMN), sort=True, dropna=False)
+    keys = part.groupby(list(COLUMN), sort=True, dropna=False, observed=True)
     places = keys.place.min().sort_values(kind="stable").index
     heads = [dict(zip(COLUMN, key, strict=True)) for key in places]
     titles = [(title or _title)(one, heads) for one in heads]
@@ -180,7 +192,9 @@ def measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]]) 
     """
     item = pd.factorize(own["item"])[0]
     place = {row: i for i, row in enumerate(rows)}
-    row = np.array([place[tuple(map(str, key))] for key in own[list(ROW)].itertuples(index=False, name=None)])
+    same = own.groupby(list(ROW), sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    named = own[list(ROW)].iloc[np.unique(same, return_index=True)[1]].itertuples(index=False, name=None)
+    row = np.array([place[tuple(map(str, key))] for key in named])[same]
     matrix = np.full((len(rows), item.max() + 1), nan)
     matrix[row, item] = own.value.to_numpy(float)
     first = np.unique(item, return_index=True)[1]
@@ -242,7 +256,7 @@ def _standing(table: pd.DataFrame, ahead: np.ndarray, ranked: Sequence[int]) -> 
 
 def _told(table: pd.DataFrame, part: pd.DataFrame, runs: pd.DataFrame, facts: pd.DataFrame) -> dict[str, list[Any]]:
     """Cells (a concept, plain or attacked) measured of those any row has, flags and how many runs raise them, cost."""
-    cells = part[[*ROW, "concept", "attack"]].drop_duplicates()
+    cells = part[[*ROW, "concept", "attack"]].drop_duplicates().astype("str")
     asked = set(map(tuple, cells[["concept", "attack"]].to_numpy()))
     out: dict[str, list[Any]] = {name: [] for name in ("measured", "asked", "flags", *COST)}
     for row in table[list(ROW)].itertuples(index=False, name=None):

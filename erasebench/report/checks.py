@@ -237,11 +237,22 @@ def between_attacks(scores: pd.DataFrame, attack: str | None = None) -> list[Fla
         scores: tidy table of several runs, see ``erasebench.report.tables``.
         attack: only flags about this attack; None for all.
     """
-    rows = scores[(scores.group == "attack") & (scores.role == "present")]
-    if not len(rows):
-        return []
-    summary = summarise(rows)
-    summary = summary[(summary.relation == "") & (summary.n > 0)]
+    return flags_between(attack_summary(scores), attack)
+
+
+def attack_rows(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows that :func:`attack_summary` is of."""
+    return scores[(scores.group == "attack") & (scores.role == "present")]
+
+
+def attack_summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """How often the concept is there under each attack, as ``summarise`` has it."""
+    summary = summarise(attack_rows(scores))
+    return summary[(summary.relation == "") & (summary.n > 0)]
+
+
+def flags_between(summary: pd.DataFrame, attack: str | None = None) -> list[Flag]:
+    """:func:`between_attacks` of an :func:`attack_summary`."""
     found: list[Flag] = []
     for place, cell in summary.groupby(["model", "concept", "method", "recipe", "settings"], sort=True):
         for _, part in headlines(cell, "present").groupby(["evaluator_version", "metric"], sort=True):

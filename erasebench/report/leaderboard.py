@@ -81,8 +81,18 @@ def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -
         files: run -> its ``summary.csv``, where there is one; cells of one run are not summarised again.
     """
     scores = scores if scores.place.notna().all() else scores[scores.place.notna()]
+    return board_of([(v, cell_summaries(part, files or {})) for v, part in by_versions(scores)])
+
+
+def by_versions(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of runs whose evaluators have the same versions, with these."""
     run = scores.run.map(_versions(scores)) if len(scores) else scores.run
-    parts = [(str(v), _headlines(cell_summaries(part, files or {}))) for v, part in scores.groupby(run, sort=True)]
+    return [(str(v), part) for v, part in scores.groupby(run, sort=True)]
+
+
+def board_of(summaries: Iterable[tuple[str, pd.DataFrame]]) -> Board:
+    """:func:`leaderboard` of the summaries of runs with each versions of evaluators."""
+    parts = [(versions, _headlines(summary)) for versions, summary in summaries]
     columns = _columns(pd.concat([part for _, part in parts])) if parts else ()
     rows = [row for versions, part in parts for row in _rows(part, versions)]
     wide = [column.name + side for column in columns for side in (*SIDES, "_metric")]
@@ -92,12 +102,17 @@ def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -
 
 def cell_summaries(scores: pd.DataFrame, files: Mapping[str, Path]) -> pd.DataFrame:
     """The summary of some runs: what is known of a cell's only run, else summarised from its scores."""
+    told, rest = told_apart(scores, files)
+    known = [read_summaries([files[run] for run in told])] if told else []
+    return pd.concat([*known, *([summarise(rest)] if len(rest) else [])], ignore_index=True)
+
+
+def told_apart(scores: pd.DataFrame, files: Mapping[str, Path]) -> tuple[list[str], pd.DataFrame]:
+    """The runs whose own summary is that of their cell, and the rows of the others."""
     cells = scores[["run", *CELL]].drop_duplicates()
     alone = cells.groupby(list(CELL)).run.transform("size") == 1
     told = [run for run in cells.run[alone] if run in files]
-    rest = scores[~scores.run.isin(told)] if told else scores
-    known = [read_summaries([files[run] for run in told])] if told else []
-    return pd.concat([*known, *([summarise(rest)] if len(rest) else [])], ignore_index=True)
+    return told, scores[~scores.run.isin(told)] if told else scores
 
 
 def _versions(scores: pd.DataFrame) -> dict[str, str]:

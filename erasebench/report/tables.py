@@ -393,6 +393,12 @@ def _differences(images: pd.DataFrame, table: pd.DataFrame) -> Iterable[tuple[in
             yield rows[key], by | {"clusters": len(set(ways[0]))}
 
 
+def kinds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each metric of a frame of scores, and in column ``rate`` whether :func:`summarise` takes it for a rate."""
+    frame = frame[frame.role != "influence"]
+    return frame[list(METRIC)].assign(rate=_rates(frame)).drop_duplicates()
+
+
 def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
     """For each row whether its metric is a rate: as its evaluator says, else all ok values 0 or 1, in every group."""
     other = ((frame.status == "ok") & ~frame.value.isin((0.0, 1.0))).mask(frame.rate.notna(), frame.rate.eq(False))

@@ -11,14 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from erasebench.report.board import Board, boards, run_facts
-from erasebench.report.checks import between_attacks
+from erasebench.report.board import Board
 from erasebench.report.drawn import Run
-from erasebench.report.evidence import other_settings
-from erasebench.report.leaderboard import cell_summaries
+from erasebench.report.gathering import gathered
 from erasebench.report.runs import NOTHING
-from erasebench.report.runs import Run as AnyRun
-from erasebench.report.tables import CELL, read_results
+from erasebench.report.tables import CELL
 
 CHECKPOINT = ("model", "concept", "method", "recipe", "settings")  # an erased model
 
@@ -127,15 +124,11 @@ def gather(root: Path, wanted: Mapping[str, Sequence[str]], skipped: list[str]) 
     Raises:
         OSError, ValueError: nothing that can be read, or a filter that fits no run.
     """
-    known: list[AnyRun] = []
-    scores = chosen(read_results(root, headlines=True, skipped=skipped, runs=known), wanted)
-    shown = set(scores.run.unique())
-    runs = {run.key: Run(run.folder, run.record) for run in known if run.key in shown}
-    scores = scores[scores.run.isin(list(runs))]
-    summaries = cell_summaries(scores, {key: run.folder / "summary.csv" for key, run in runs.items()})
-    cells = _cells(scores, runs, summaries)
-    doubts = [*between_attacks(scores), *other_settings(scores)]
-    return Report(root, boards(scores, run_facts(runs.values())), cells, _checkpoints(cells), doubts)
+    found = gathered(root, wanted, chosen, skipped, recorded=True)
+    runs = {run.key: Run(run.folder, run.record) for run in found.runs}
+    known = found.cells[found.cells.run.isin(list(runs))]
+    cells = _cells(known, runs, pd.concat([summary for _, summary in found.summaries], ignore_index=True))
+    return Report(root, found.boards, cells, _checkpoints(cells), found.doubts)
 
 
 def chosen(scores: pd.DataFrame, wanted: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -156,12 +149,11 @@ def chosen(scores: pd.DataFrame, wanted: Mapping[str, Sequence[str]]) -> pd.Data
     return scores
 
 
-def _cells(scores: pd.DataFrame, runs: Mapping[str, Run], summaries: pd.DataFrame) -> list[Cell]:
+def _cells(cells: pd.DataFrame, runs: Mapping[str, Run], summaries: pd.DataFrame) -> list[Cell]:
     """One for each cell, in the order of their names; the summaries in their evaluators' order."""
-    known = scores[["run", *CELL]].drop_duplicates()
     rows = dict(iter(summaries.groupby(list(CELL), sort=False)))
     found = []
-    for i, (key, part) in enumerate(known.groupby(list(CELL), sort=True)):
+    for i, (key, part) in enumerate(cells.groupby(list(CELL), sort=True)):
         own = sorted((runs[run] for run in part.run), key=lambda run: (len(run.names["seed"]), run.names["seed"]))
         summary = rows[key].sort_values(["place", "metric", "relation"], kind="stable")
         found.append(Cell(i + 1, dict(zip(CELL, key, strict=True)), tuple(own), summary))

@@ -1,0 +1,276 @@
+"""What boards need of many runs: derived a concept at a time, in several processes, and kept between calls.
+
+No number of a concept depends on another concept's rows, but for one thing: whether a metric whose evaluator does not
+say so is a rate. Where two concepts disagree on that, or where a table is not of one run and cell, nothing is given and
+the caller reads everything at once, which is slower and always right.
+
+What was derived is kept under ``cache/tables``, in files named after the contents of the tables it was derived from and
+of the code that did it, with checksums: it may be deleted at any time, and nothing changes but the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from erasebench.limits import open_parquet
+from erasebench.report.runs import Run, recorded
+from erasebench.report.tables import CELL, DTYPES
+from erasebench.store.files import file_hash, replacing
+
+LEAST = 200_000  # rows below which all is read at once
+FOLDER = ("cache", "tables")
+Frames = Mapping[str, pd.DataFrame]
+Work = Callable[..., Frames]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Runs whose tables are each of one run and cell, by what their footers say.
+
+    ``cells``: a row per run with ``run`` and the names of ``CELL``, in path order; ``runs``: the same by key.
+    """
+
+    root: Path
+    cells: pd.DataFrame
+    runs: Mapping[str, Run]
+    rows: int
+
+    def only(self, cells: pd.DataFrame) -> Known:
+        """Some of the runs."""
+        return Known(self.root, cells, {run: self.runs[run] for run in cells.run}, self.rows)
+
+    def units(self) -> list[list[Run]]:
+        """The runs of each model and concept."""
+        parts = self.cells.groupby(["model", "concept"], sort=False)
+        return [[self.runs[run] for run in part.run] for _, part in parts]
+
+
+def known(root: Path, skipped: list[str]) -> Known | None:
+    """The runs of a results folder that have headlines; None where there are few rows or it is not so simple.
+
+    Args:
+        root: the results folder.
+        skipped: a line is added for each run that is damaged, if something is returned.
+    """
+    paths = sorted(root.glob("runs/**/scores.parquet"))
+    lost, runs, rows, total = list[str](), dict[str, Run](), list[dict[str, Any]](), 0
+    with suppress(OSError, ValueError, pa.ArrowException, KeyError):
+        total = sum(pq.read_metadata(path).num_rows for path in paths)
+    if total < LEAST:
+        return None
+    for path in paths:
+        try:
+            run = recorded(path.parent / "run.json")
+        except (OSError, ValueError) as error:
+            if not (path.parent / "run.json").exists():
+                return None
+            lost.append(f"left out: {error}")
+            continue
+        found = _footer(path)
+        if found is None or run.key in runs or found.pop("run") != run.key:
+            return None
+        if found.pop("heads"):
+            runs[run.key] = run
+            rows.append({"run": run.key, **found})
+    if not rows:
+        return None
+    skipped += lost
+    dtypes = {name: DTYPES[name] for name in ("run", *CELL)}
+    return Known(root, pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes), runs, total)
+
+
+def of_runs(found: Sequence[Run]) -> Known | None:
+    """Some runs of one results folder, as :func:`known` has them, whether or not they have headlines."""
+    runs, rows, total = dict[str, Run](), list[dict[str, Any]](), 0
+    for run in found:
+        path = run.folder / "scores.parquet"
+        said = _footer(path)
+        if said is None or run.key in runs or said.pop("run") != run.key:
+            return None
+        runs[run.key], total = run, total + pq.read_metadata(path).num_rows
+        del said["heads"]
+        rows.append({"run": run.key, **said})
+    root = next((one.parent for one in found[0].folder.parents if one.name == "runs"), None) if found else None
+    if root is None or total < LEAST:
+        return None
+    dtypes = {name: DTYPES[name] for name in ("run", *CELL)}
+    return Known(root, pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes), runs, total)
+
+
+def _footer(path: Path) -> dict[str, Any] | None:
+    """The run and cell of a table, and how many headline rows it has; None unless its footer says that it is one."""
+    try:
+        data = pq.read_metadata(path)
+        place = {name: i for i, name in enumerate(data.schema.names)}
+        found: dict[str, Any] = {"heads": 0}
+        for i in range(data.num_row_groups):
+            group = data.row_group(i)
+            for name in ("run", *CELL):
+                said = group.column(place[name]).statistics
+                if said is None or not said.has_min_max or said.null_count or said.min != said.max:
+                    return None
+                if found.setdefault(name, said.min) != said.min:
+                    return None
+            found["heads"] += group.num_rows - group.column(place["place"]).statistics.null_count
+        return found if "run" in found else None
+    except (OSError, ValueError, pa.ArrowException, KeyError, AttributeError, TypeError):
+        return None
+
+
+def single(scores: pd.DataFrame, runs: Sequence[Run], model: str, concept: str) -> bool:
+    """Whether rows that were read are what the footers said."""
+    whole = scores[["run", *CELL]].drop_duplicates()
+    same = whole.model.eq(model).all() and whole.concept.eq(concept).all()
+    return bool(same and whole.run.is_unique and set(whole.run) == {run.key for run in runs})
+
+
+def derived(found: Known, kind: str, work: Work, arguments: Sequence[Any] = ()) -> list[Frames] | None:
+    """What a function makes of each unit, from what was kept or anew, in their order; None where one cannot be made.
+
+    Args:
+        found: the runs.
+        kind: a name for what is made, part of what it is kept by.
+        work: of a module; takes the runs of a unit and the arguments.
+        arguments: plain values.
+    """
+    units = found.units()
+    keys = [_key(kind, runs, arguments) for runs in units]
+    folder = found.root.joinpath(*FOLDER)
+    out = {i: kept for i, key in enumerate(keys) if (kept := _kept(folder, key)) is not None}
+    todo = [i for i in range(len(units)) if i not in out]
+    jobs = [(work, units[i], arguments, folder, keys[i]) for i in todo]
+    for i, frames in zip(todo, _together(jobs), strict=True):
+        if frames is None:
+            return None
+        out[i] = frames
+    if todo:
+        _forget(folder)
+    return [out[i] for i in range(len(units))]
+
+
+def _together(jobs: Sequence[Any]) -> list[Frames | None]:
+    """The jobs, done by other processes and this one."""
+    others = min(len(jobs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) - 1
+    if others < 1 or not hasattr(sys.modules["__main__"], "__file__"):
+        return [_make(*job) for job in jobs]
+    out: list[Frames | None] = [None] * len(jobs)
+    with ProcessPoolExecutor(others, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_make, *job) for job in jobs]
+        for i in reversed(range(len(jobs))):  # what no other has begun
+            if futures[i].cancel():
+                out[i] = _make(*jobs[i])
+        for i, future in enumerate(futures):
+            if not future.cancelled():
+                out[i] = future.result()
+    return out
+
+
+def _make(work: Work, runs: Sequence[Run], arguments: Sequence[Any], folder: Path, key: str) -> Frames | None:
+    try:
+        frames = {name: _compact(frame) for name, frame in work(runs, *arguments).items()}
+    except (OSError, ValueError):  # reading everything at once says what is wrong
+        return None
+    with suppress(OSError):  # a folder of somebody else's
+        for name, frame in frames.items():
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            with replacing(folder / f"{key}-{name}.parquet") as file:
+                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        with replacing(folder / f"{key}.json") as file:
+            file.write_text(json.dumps(sorted(frames)), encoding="utf-8")
+    return frames
+
+
+def _kept(folder: Path, key: str) -> Frames | None:
+    """What was kept under a key, None if it is not there or damaged."""
+    try:
+        names = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
+        out = {}
+        for name in names:
+            with open_parquet(folder / f"{key}-{name}.parquet") as file:
+                out[str(name)] = file.read().to_pandas()
+        os.utime(folder / f"{key}.json")
+        return out
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None
+
+
+MOST = 400  # of what is kept
+
+
+def _forget(folder: Path) -> None:
+    """Delete what was not asked for longest."""
+    with suppress(OSError):
+        old = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[MOST:]
+        for path in old:
+            for part in folder.glob(f"{path.stem}*"):
+                part.unlink(missing_ok=True)
+
+
+def _key(kind: str, runs: Sequence[Run], arguments: Sequence[Any]) -> str:
+    """A digest of all that a unit's frames are a function of."""
+    read = [
+        [run.key, *(file_hash(run.folder / name) for name in ("scores.parquet", "summary.csv"))]
+        if (run.folder / "summary.csv").is_file() else [run.key, file_hash(run.folder / "scores.parquet")]
+        for run in runs
+    ]  # fmt: skip
+    text = json.dumps([kind, _code(), read, arguments], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@cache
+def _code() -> str:
+    """A digest of the code that derives, and of the libraries' versions."""
+    digest = hashlib.sha256(f"{pd.__version__} {np.__version__} {pa.__version__}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """Texts as codes into sorted categories: the same order, a tenth of the memory."""
+    words = {name: pd.Categorical(frame[name]) for name in frame if isinstance(frame[name].dtype, pd.StringDtype)}
+    return frame.assign(**words)
+
+
+def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of compact frames, one after the other; texts stay codes into sorted categories."""
+    columns = {}
+    for name in frames[0]:
+        parts = [frame[name] for frame in frames]
+        if isinstance(parts[0].dtype, pd.CategoricalDtype):
+            columns[name] = pd.Series(_union([part.array for part in parts]))
+        else:
+            columns[name] = pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(columns)
+
+
+def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
+    words = sorted({word for part in parts for word in part.categories})
+    place = {word: i for i, word in enumerate(words)}
+    codes = [
+        np.append(np.array([place[word] for word in part.categories], np.int32), np.int32(-1))[part.codes]
+        for part in parts
+    ]
+    return pd.Categorical.from_codes(np.concatenate(codes), categories=pd.Index(words, dtype="str"))
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """A compact frame with its texts as texts again."""
+    words = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    return frame.astype(dict.fromkeys(words, "str"))
