@@ -186,9 +186,9 @@ def _summaries(found: Sequence[Run]) -> list[Summary]:
     for part in parts:
         cells, rows = units.plain(part["cells"]), units.plain(part["rows"])
         own = dict(iter(rows.groupby("cell", sort=False)))
-        for number, these in cells.groupby("cell", sort=False):
+        for one, these in cells.groupby("cell", sort=False):
             names = {name: these.iloc[0][name] for name in CELL}
-            summary = own[number].drop(columns="cell").set_axis(own[number]["at"]).drop(columns="at")
+            summary = own[one].drop(columns="cell").set_axis(own[one]["at"]).drop(columns="at")
             out.append((names, tuple(by_key[run] for run in these.run), summary))
     place = {run.key: i for i, run in enumerate(found)}
     return sorted(out, key=lambda one: place[one[1][0].key])

@@ -155,7 +155,7 @@ def derived(found: Known, kind: str, work: Work, arguments: Sequence[Any] = ()) 
     out = {i: kept for i, key in enumerate(keys) if (kept := _kept(folder, key)) is not None}
     todo = [i for i in range(len(units)) if i not in out]
     jobs = [(work, units[i], arguments, folder, keys[i]) for i in todo]
-    for i, frames in zip(todo, _together(jobs), strict=True):
+    for i, frames in zip(todo, together(_make, jobs), strict=True):
         if frames is None:
             return None
         out[i] = frames
@@ -164,17 +164,17 @@ def derived(found: Known, kind: str, work: Work, arguments: Sequence[Any] = ()) 
     return [out[i] for i in range(len(units))]
 
 
-def _together(jobs: Sequence[Any]) -> list[Frames | None]:
-    """The jobs, done by other processes and this one."""
+def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[Any]:
+    """What a function of a module makes of each job's arguments; done by other processes and this one, if several."""
     others = min(len(jobs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) - 1
     if others < 1 or not hasattr(sys.modules["__main__"], "__file__"):
-        return [_make(*job) for job in jobs]
-    out: list[Frames | None] = [None] * len(jobs)
+        return [work(*job) for job in jobs]
+    out: list[Any] = [None] * len(jobs)
     with ProcessPoolExecutor(others, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_make, *job) for job in jobs]
+        futures = [pool.submit(work, *job) for job in jobs]
         for i in reversed(range(len(jobs))):  # what no other has begun
             if futures[i].cancel():
-                out[i] = _make(*jobs[i])
+                out[i] = work(*jobs[i])
         for i, future in enumerate(futures):
             if not future.cancelled():
                 out[i] = future.result()

@@ -17,8 +17,8 @@ VEIL = 6  # pixels of a side that are left of a veiled one
 BATCH = 256
 
 
-def write(wanted: Wanted, out: Path, *, unsafe: bool = True) -> tuple[dict[str, str], int]:
-    """Write the pictures; returns the file of each name that there is, and how many are not in the store.
+def write(wanted: Wanted, out: Path, *, unsafe: bool = True) -> tuple[dict[str, str], set[tuple[Path, str]]]:
+    """Write the pictures; returns the file of each name that there is, and which are not in the store.
 
     What lies there already is of the same content, since its name is the hash of what it was drawn from.
 
@@ -28,11 +28,11 @@ def write(wanted: Wanted, out: Path, *, unsafe: bool = True) -> tuple[dict[str, 
         unsafe: whether those of unsafe concepts are written at all; their veiled ones always are.
     """
     found: dict[str, str] = {}
-    lost = 0
+    lost = set[tuple[Path, str]]()
     with ThreadPoolExecutor() as threads:
         for folder, digests in _by_folder(wanted):
             gone = set(missing(folder, digests))
-            lost += len(gone)
+            lost |= {(folder, digest) for digest in gone}
             there = [digest for digest in digests if digest not in gone]
             for start in range(0, len(there), BATCH):
                 some = there[start : start + BATCH]
@@ -42,7 +42,7 @@ def write(wanted: Wanted, out: Path, *, unsafe: bool = True) -> tuple[dict[str, 
                 try:
                     pictures = read_images(folder, fresh)
                 except OSError:  # a damaged file, which is gone now: the run draws it again
-                    lost += len(fresh)
+                    lost |= {(folder, digest) for digest in fresh}
                     continue
                 jobs = [
                     (wanted.files[folder, digest], image, (folder, digest) in wanted.veiled)

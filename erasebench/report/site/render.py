@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from erasebench import progress
-from erasebench.report import board_text, figures
+from erasebench.report import board_text, figures, units
 from erasebench.report.card import public
 from erasebench.report.runs import NOTHING
 from erasebench.report.site import decision, images, pictures
@@ -38,38 +38,87 @@ def write(report: Report, out: Path, *, skipped: Sequence[str] = (), unsafe: boo
     Raises:
         OSError: the folder is not writable or the disk is full.
     """
-    env = Environment(
-        loader=PackageLoader("erasebench.report.site"), autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    env.filters["sorting"] = sorting
+    env = environment()
     if out.is_dir() and any(out.iterdir()) and not (out / "static" / "site.js").is_file():
         raise ValueError(f"out must be a new folder or that of an earlier report; got {out}, which holds other files")
     for name in STATIC:
         with replacing(out / "static" / name) as work:
             work.write_bytes((files("erasebench.report.site") / "static" / name).read_bytes())
-    wanted, found = images.Wanted(), dict[Cell, list[dict[str, Any]]]()
+    of_cell = {cell.number: model.page for model in report.checkpoints for cell in model.cells}
+    jobs = [
+        (part, {cell.number: of_cell.get(cell.number, "") for cell in part}, out, unsafe)
+        for part in _parts(report.cells)
+    ]
+    shown, veils, lost = set[str](), set[str](), set[tuple[Path, str]]()
+    found: dict[Cell, list[dict[str, Any]]] = {}
     with progress.bar(len(report.cells), "report", "cell") as bar:
-        for cell in report.cells:
-            found[cell] = [one for run in cell.runs for one in _groups(run, wanted, cell)]
-            bar.update()
-    shown, lost = pictures.write(wanted, out, unsafe=unsafe)
-    of_cell = {cell.number: model for model in report.checkpoints for cell in model.cells}
-    for cell in report.cells:
-        page = _cell(env, cell, of_cell.get(cell.number), found[cell], shown, out)
-        _save(out / "cells" / cell.page, page)
+        for (part, *_), made in zip(jobs, units.together(_pages, jobs), strict=True):
+            shown, veils, lost = shown | made.shown, veils | made.veils, lost | made.lost
+            found |= dict(zip(part, made.scores, strict=True))
+            bar.update(len(part))
     for model in report.checkpoints:
         _save(out / "models" / model.page, _model(env, model))
     thresholds = _thresholds(report.cells, found, out)
-    _save(out / "index.html", _index(env, report, thresholds, len(shown), lost, skipped, out))
-    _clear(report, wanted, shown, out)
+    _save(out / "index.html", _index(env, report, thresholds, len(shown), len(lost), skipped, out))
+    _clear(report, shown | veils, out)
     return [out / "index.html", *(out / "models" / model.page for model in report.checkpoints)]
 
 
-def _clear(report: Report, wanted: images.Wanted, shown: Mapping[str, str], out: Path) -> None:
+MANY = 40  # cells of a part
+
+
+def _parts(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells of each model and concept, whose original images are the same, at most so many together."""
+    places: dict[tuple[Any, Any], list[Cell]] = {}
+    for cell in cells:
+        places.setdefault((cell.names["model"], cell.names["concept"]), []).append(cell)
+    return [own[i : i + MANY] for own in places.values() for i in range(0, len(own), MANY)]
+
+
+class Made(NamedTuple):
+    """Of some cells: the pictures shown, the veils, the pictures that are lost, and of each cell its scores."""
+
+    shown: set[str]
+    veils: set[str]
+    lost: set[tuple[Path, str]]
+    scores: list[list[dict[str, Any]]]
+
+
+def _pages(cells: Sequence[Cell], models: Mapping[int, str], out: Path, unsafe: bool) -> Made:
+    """Write the pages and pictures of some cells, one after the other."""
+    env, made = environment(), Made(set(), set(), set(), [])
+    for cell in cells:
+        wanted = images.Wanted()
+        found = [one for run in cell.runs for one in _groups(run, wanted, cell)]
+        shown, lost = pictures.write(wanted, out, unsafe=unsafe)
+        _save(out / "cells" / cell.page, _cell(env, cell, models[cell.number], found, shown, out))
+        made.shown.update(shown.values())
+        made.veils.update(f"{wanted.files[place]}.veil.png" for place in wanted.veiled)
+        made.lost.update(lost)
+        made.scores.append([_scores(one) for one in found if one["name"] in ("target", "attack")])
+    return made
+
+
+def _scores(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What figures need of a group."""
+    columns = [{key: one[key] for key in ("title", "side", "score")} for one in group["columns"]]
+    return {"name": group["name"], "columns": columns}
+
+
+def environment() -> Environment:
+    """The pages' templates, which escape whatever is put into them."""
+    env = Environment(
+        loader=PackageLoader("erasebench.report.site"), autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    env.filters["sorting"] = sorting
+    return env
+
+
+def _clear(report: Report, pictures: set[str], out: Path) -> None:
     """Remove pages and pictures of an earlier report that are no part of this one: a folder may be passed on."""
     kept = {"cells": {cell.page for cell in report.cells}, "models": {model.page for model in report.checkpoints}}
-    kept["images"] = {*shown.values(), *(f"{wanted.files[place]}.veil.png" for place in wanted.veiled)}
+    kept["images"] = pictures
     for folder, names in kept.items():
         for path in (out / folder).rglob("*"):
             if path.is_file() and path.relative_to(out / folder).as_posix() not in names:
@@ -129,7 +178,7 @@ def _lines(cell: Cell) -> list[list[str]]:
 def _cell(
     env: Environment,
     cell: Cell,
-    model: Checkpoint | None,
+    model_page: str,
     groups: list[dict[str, Any]],
     shown: Mapping[str, str],
     out: Path,
@@ -143,7 +192,7 @@ def _cell(
             (out / "figures").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.folder / "budget.png", out / "figures" / budgets[-1])
     return env.get_template("cell.html").render(
-        up="../", cell=cell, model_page=model.page if model else "", lines=_lines(cell), budgets=budgets,
+        up="../", cell=cell, model_page=model_page, lines=_lines(cell), budgets=budgets,
         seeds=[run.names["seed"] for run in cell.runs],
         groups=list(dict.fromkeys((one["name"], one["title"]) for one in groups)),
         data=data({
