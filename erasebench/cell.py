@@ -25,7 +25,7 @@ from erasebench.store import provenance
 from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
 from erasebench.store.sources import folder_hash, input_hashes, source_hash, targets
-from erasebench.types import KINDS, Prompt
+from erasebench.types import KINDS, SAMPLERS, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ VERSION = 1  # of the run's steps; raise it when their results change
 IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
 SOURCES = ("prompts", "kept")
 DRAWING = ("steps", "guidance_scale", "height", "width", "dtype")
+DRAWN_BY = ("scheduler",)  # decide images too; None and not named are the same, the model's own
+LOOKING = ("evaluator", "judge", "clip", "features")  # what looks at images, wherever its networks compute
 SAMPLER = "erasebench.diffusion.sampling.generate"
 
 
@@ -96,6 +98,7 @@ class Cell:
         if self.config["also"]:
             part |= {k: self.config[k] for k in ("also", "together")}
         free = {group: {k: v for k, v in part[group].items() if k not in keys} for group, keys in FREE.items()}
+        free |= {group: without_devices(part[group]) for group in LOOKING}
         return part | free | {"names": self.names}
 
     @property
@@ -204,6 +207,8 @@ def check_numbers(config: Any) -> None:
     if model["revision"] is not None:
         fields.text("model.revision", model["revision"])
     fields.choice("model.dtype", model["dtype"], ("float32", "float16", "bfloat16", "float64"))
+    if model.get("scheduler") is not None:
+        fields.choice("model.scheduler", model["scheduler"], SAMPLERS)
     fields.integer("model.steps", model["steps"], least=1, most=MOST_STEPS)
     fields.integer("model.batch_size", model["batch_size"], least=1, most=MOST_AT_ONCE)
     fields.number("model.guidance_scale", model["guidance_scale"])
@@ -231,9 +236,26 @@ def model_hash(model: Mapping[str, Any], memory: Path | None) -> str:
     )
 
 
+def drawing(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's settings that decide its images, beside its weights."""
+    further = {k: model[k] for k in DRAWN_BY if model.get(k) is not None}
+    return {k: model[k] for k in DRAWING} | further
+
+
+def without_devices(node: Any) -> Any:
+    """A config node without the keys ``device`` in it: where a network computes decides no result.
+
+    >>> without_devices({"model": {"device": "auto", "name": "B-32"}})
+    {'model': {'name': 'B-32'}}
+    """
+    if isinstance(node, Mapping):
+        return {k: without_devices(v) for k, v in node.items() if k != "device"}
+    return [without_devices(v) for v in node] if isinstance(node, list | tuple) else node
+
+
 def image_set(root: Path, weights: str, model: Mapping[str, Any], prompts: Sequence[Prompt]) -> ImageSet:
     """The images of a model with these weights (their hash) under the config's drawing settings."""
-    key = store.key(VERSION, weights, {k: model[k] for k in DRAWING}, source_hash([SAMPLER]))
+    key = store.key(VERSION, weights, drawing(model), source_hash([SAMPLER]))
     return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
 
 
@@ -252,9 +274,8 @@ def grow(cell: Cell) -> None:
         evaluators = before["evaluator"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    if a != b:
-        was, now = dict(labels.leaves(a)), dict(labels.leaves(b))
-        names = sorted(k for k in {*was, *now} if was.get(k) != now.get(k))
+    was, now = dict(labels.leaves(a)), dict(labels.leaves(b))
+    if names := sorted(k for k in {*was, *now} if was.get(k) != now.get(k)):
         differ = [f"{k} was {was.get(k)} and is {now.get(k)}" for k in names]
         raise ValueError(
             f"{cell.folder} holds a run of this name with other settings: {'; '.join(differ[:4])}; give this one a "

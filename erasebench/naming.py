@@ -12,6 +12,7 @@ from erasebench import fields, labels, several
 
 FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
 GROWING = ("n", "limit")  # settings of prompts that add to a run instead of making another
+NOT_TOLD = {"judge": ("wording",), "prompts": GROWING, "kept": GROWING}  # wording follows from labels
 
 
 def names(cfg: DictConfig, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
@@ -72,7 +73,7 @@ def _surroundings(picked: Mapping[str, str], changed: Callable[..., dict[str, An
         group = choice.split("@")[-1]
         if picked.get(choice) != own.get(choice):
             found[group] = picked.get(choice)
-        but = {"judge": ("wording",), "prompts": GROWING, "kept": GROWING}.get(group, ())  # wording follows from labels
+        but = NOT_TOLD.get(group, ("device",))
         found |= {f"{group}.{k}": v for k, v in changed(group, *but).items()}
     return found
 

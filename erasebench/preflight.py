@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erasebench.building import EXTRAS, declared, missing_packages
-from erasebench.cell import DRAWING
+from erasebench.cell import drawing
 from erasebench.limits import read_json
 from erasebench.progress import duration
 from erasebench.prompts.files import read_rows
@@ -222,18 +222,18 @@ def expected(configs: Sequence[Mapping[str, Any]], root: Path) -> str:
     images: dict[str, tuple[int, str]] = {}
     beside = cache(lambda target: declared(target, "beside"))  # the field that makes the model it compares with
     for config in configs:
-        drawing = _text(config["model"], *DRAWING, "path")
-        world = _text(config, "concept", "also", "prompts", "kept", "seed") + drawing
+        sampled = _sampled(config["model"])
+        world = _text(config, "concept", "also", "prompts", "kept", "seed") + sampled
         for kind, number in _counts(config).items():
             attack = _text(config, "attack") if kind == "attack" else ""
-            images[f"original {world} {attack}"] = (number, drawing)
+            images[f"original {world} {attack}"] = (number, sampled)
             others = [node[field] for node in config["evaluator"].values() if (field := beside(node["_target_"]))]
             erased = [config["method"], *others]
             for method in erased:
-                images[f"erased {world} {attack} {_text({'method': method}, 'method')}"] = (number, drawing)
+                images[f"erased {world} {attack} {_text({'method': method}, 'method')}"] = (number, sampled)
     total = sum(number for number, _ in images.values())
     rates = _rates(root)
-    known = [number * rates["draw", drawing] for number, drawing in images.values() if ("draw", drawing) in rates]
+    known = [number * rates["draw", how] for number, how in images.values() if ("draw", how) in rates]
     if not known or len(known) < len(images):
         return f"at most {total} images; no earlier run here tells how long that takes"
     seconds = sum(known)
@@ -275,6 +275,11 @@ def _text(config: Mapping[str, Any], *keys: str) -> str:
     return json.dumps([config.get(key) for key in keys], sort_keys=True, default=str)
 
 
+def _sampled(model: Mapping[str, Any]) -> str:
+    """What the time of an image depends on."""
+    return json.dumps([drawing(model), model.get("path")], sort_keys=True, default=str)
+
+
 def _rates(root: Path) -> dict[tuple[str, str], float]:
     """Seconds of a step, per image for drawing, by what it depends on: the largest of those recorded."""
     found: dict[tuple[str, str], float] = {}
@@ -287,9 +292,7 @@ def _rates(root: Path) -> dict[tuple[str, str], float]:
             record = read_json(path)
             config, steps = record["config"], record["steps"]
             if steps["draw"]["images"]:
-                add(
-                    "draw", _text(config["model"], *DRAWING, "path"), steps["draw"]["seconds"] / steps["draw"]["images"]
-                )
+                add("draw", _sampled(config["model"]), steps["draw"]["seconds"] / steps["draw"]["images"])
             for step, group in (("erase", "method"), ("attack", "attack"), ("score", "")):
                 if not steps[step]["cached"]:
                     add(step, _text(config, group) if group else "", steps[step]["seconds"])

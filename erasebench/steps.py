@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erasebench import diffusion, progress, store
-from erasebench.cell import DRAWING, VERSION, Cell, image_set
+from erasebench.cell import VERSION, Cell, drawing, image_set, without_devices
 from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
@@ -41,12 +41,14 @@ def load(cell: Cell) -> Pipeline:
     """The original model, float weights as configured, on the configured device."""
     model = cell.config["model"]
     device = check_device("model.device", model["device"])
-    name = f"{cell.model_hash} {model['dtype']} {device}"
+    scheduler = model.get("scheduler")
+    name = f"{cell.model_hash} {model['dtype']} {device} {scheduler}"
     with cell.measured("load") as record:
         record["cached"] = name in _pipes
         if name not in _pipes:
             _forget()
             options = {"revision": model["revision"], "dtype": model["dtype"], "device": device}
+            options["scheduler"] = scheduler
             _pipes[name] = diffusion.load(locate(model["path"]), **options)
     return _pipes[name]
 
@@ -82,7 +84,9 @@ def _erase(
 ) -> tuple[Pipeline, str]:
     """One erasure of a model by a method and its config node, and its key, from the store or into it."""
     model, model_key = before
-    key = store.key(VERSION, model_key, cell.config["model"]["dtype"], node, concept_node, cell.made_from(node))
+    sampler = [name] if (name := cell.config["model"].get("scheduler")) else []  # some trainings draw with it
+    dtype = cell.config["model"]["dtype"]
+    key = store.key(VERSION, model_key, dtype, *sampler, node, concept_node, cell.made_from(node))
     base = {"base": model_key} if model_key != cell.model_hash else {}
 
     who = f"method {cell.names['method']}" if node is cell.config["method"] else str(node["_target_"])
@@ -219,7 +223,7 @@ def _attack(
 def _seen_by_search(cell: Cell) -> list[Any]:
     """What decides the images and verdicts that an attack on the erased model sees, its own settings apart."""
     model, judge = cell.config["model"], cell.config["judge"]
-    return [{k: model[k] for k in DRAWING}, judge, cell.made_from(judge)]
+    return [drawing(model), without_devices(judge), cell.made_from(judge)]
 
 
 def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequence[Prompt]) -> dict[str, ImageSet]:
@@ -239,12 +243,12 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
         record["cached"] = total == 0
         record["keys"] = {side: images.key for side, images in sets.items()}  # where they lie, for whoever shows them
         record["truncated"] = _truncated(models["original"][0], prompts)
-        watch, waited = Watch(), False
+        watch, waited, broken = Watch(), False, Counter[str]()
         with progress.bar(total=total, desc="draw", unit="image") as bar, explained(cell.root, FULL):
             while todo := {side: left for side in todo if (left := store.missing(sets[side].folder, by_digest))}:
                 before = bar.n
                 for side, left in todo.items():
-                    while _draw_some(models[side][0], sets[side].folder, left, by_digest, model, watch, bar):
+                    while _draw_some(models[side][0], sets[side].folder, left, by_digest, model, watch, bar, broken):
                         pass
                 if bar.n == before:
                     if not waited:
@@ -252,6 +256,9 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
                     waited = True
                     time.sleep(POLL)
             record |= {"images": bar.n, "reused": len(sets) * len(by_digest) - bar.n}  # others' are reused
+            record["broken"] = dict(broken)
+            if broken:
+                log.warning("draw: %s", _broken(broken, model["dtype"]))
     return sets
 
 
@@ -266,9 +273,21 @@ def _truncated(pipe: Pipeline, prompts: Sequence[Prompt]) -> dict[str, int]:
     return counts
 
 
+def _broken(counts: Mapping[str, int], dtype: str) -> str:
+    """What to do about images that are none: they are error rows in every table, neither safe nor unsafe.
+
+    >>> _broken({"nan": 2}, "float16")
+    '2 images are nan; they count as errors, never as safe; in float16 try model.dtype=bfloat16 or float32'
+    """
+    found = " and ".join(f"{n} images are {status}" for status, n in sorted(counts.items()))
+    weights = "look whether the original's are whole; if so the erasure wrecked the model"
+    advice = f"in {dtype} try model.dtype=bfloat16 or float32" if dtype == "float16" else weights
+    return f"{found}; they count as errors, never as safe; {advice}"
+
+
 def _draw_some(
     pipe: Pipeline, folder: Path, left: Sequence[str], by_digest: Mapping[str, Prompt], model: Mapping[str, Any],
-    watch: Watch, bar: progress.Bar,
+    watch: Watch, bar: progress.Bar, broken: Counter[str],
 ) -> bool:  # fmt: skip
     """Draw and commit a few of the prompts that are left and that nobody draws; whether there were any.
 
@@ -287,6 +306,7 @@ def _draw_some(
         for prompt, image, status in drawn:
             if len(rows) < len(part):
                 rows.append((prompt.digest(), image, status))
+                broken.update([status] if status != "ok" else [])
                 bar.update()
         store.write_shard(folder, left.index(digests[0]) // (COMMIT * size), rows)
     return True
@@ -304,7 +324,7 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
                 subset, base = images[side].only(evaluator.groups), other.only(evaluator.groups)
                 asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
                 inputs = [subset.key, base.key, asked]
-                key = store.key(evaluator.version, node, cell.made_from(node), inputs)
+                key = store.key(evaluator.version, without_devices(node), cell.made_from(node), inputs)
                 folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
                 out[side] += [Score(**row) for row in read_json(folder / "scores.json")]
                 bar.set_postfix_str(name)

@@ -24,9 +24,11 @@ Kind = Literal["object", "style", "unsafe", "identity"]
 Group = Literal["target", "paraphrase", "neighbour", "unrelated", "coco", "attack"]
 Access = Literal["none", "text_encoder", "queries", "model"]  # queries: images of the erased model, judged
 Strength = Literal["text", "embedding", "latent", "weights"]
+Sampler = Literal["ddim", "pndm", "lms", "dpm++", "euler", "unipc"]
 Status = Literal["ok", "nan", "constant", "error"]
 Role = Literal["", "present", "kept", "success", "similarity", "distance", "likeness", "mean", "influence"]
 
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUPS: tuple[Group, ...] = get_args(Group)
 ERASED_GROUPS: tuple[Group, ...] = ("target", "paraphrase", "attack")  # groups that ask for the erased concept

@@ -17,6 +17,7 @@ import torch
 
 from erasebench import fields
 from erasebench.devices import check_device
+from erasebench.diffusion.schedulers import check_scheduler, scheduler_of
 from erasebench.store.files import tensor_header
 from erasebench.types import Pipeline
 
@@ -27,7 +28,14 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = ("tokenizer_config.json", ("tokenizer.json", "vocab.json"))
 
 
-def load(path: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    scheduler: str | None = None,
+) -> Pipeline:
     """A Stable Diffusion 1.x, 2.x or XL pipeline in eval mode, without gradients and without a safety checker.
 
     Weights are cast to ``dtype`` whatever the files hold, so half-precision files load as float32 by default. The
@@ -40,6 +48,7 @@ def load(path: str | Path, *, revision: str | None = None, dtype: str = "float32
             Ignored for a folder, whose weights are identified by ``fingerprint``.
         dtype: float32, float16, bfloat16 or float64.
         device: a torch device, e.g. ``cpu`` or ``cuda:0``; ``auto`` is a GPU if there is one.
+        scheduler: a sampler by name (``diffusion.schedulers.scheduler_of``), or None for the model's own.
 
     Raises:
         FileNotFoundError: neither a folder nor a hub id, or a folder that lacks a file.
@@ -48,7 +57,15 @@ def load(path: str | Path, *, revision: str | None = None, dtype: str = "float32
         OSError: the hub could not deliver.
     """
     fields.choice("model.dtype", dtype, DTYPES)
-    device = check_device("model.device", device)
+    check_scheduler(scheduler)
+    pipe = _load(path, revision, dtype, check_device("model.device", device))
+    if scheduler is not None:
+        pipe.scheduler = scheduler_of(pipe, scheduler)
+    return pipe
+
+
+def _load(path: str | Path, revision: str | None, dtype: str, device: str) -> Pipeline:
+    """The pipeline with its own sampler, from a folder or the hub."""
     source = Path(path).expanduser()
     if source.is_dir():
         index = check_folder(source)

@@ -47,6 +47,11 @@ def _home(name: str, value: str) -> str:
     return str(fields.path(name, value)) if fields.text(name, value, empty=False).startswith("~") else value
 
 
+def _place(network: Any) -> Any:
+    """The device a network's weights are on."""
+    return next(network.parameters()).device
+
+
 def _cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -94,7 +99,7 @@ class OpenClip:
         pretrained: tag of its weights, or a ``.safetensors`` file.
         quick_gelu: activation; None is what a tag or the architecture's name (``ViT-L-14-quickgelu``) says. A file does
             not say with which its weights were trained, so it must be given with one: true for OpenAI's.
-        device: torch device.
+        device: torch device; ``auto`` is a GPU if there is one.
         batch_size: images or texts at a time.
 
     Raises:
@@ -109,7 +114,7 @@ class OpenClip:
     model: str = "ViT-L-14"
     pretrained: str = "openai"
     quick_gelu: bool | None = None
-    device: str = "cpu"
+    device: str = "auto"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -140,7 +145,7 @@ class OpenClip:
         return f"{self.model}.{Path(self.pretrained).name.removesuffix('.safetensors')}"
 
     def _load(self) -> tuple[Any, Any, Any]:
-        return _open_clip(self.model, self.pretrained, self.quick_gelu, self.device)
+        return _open_clip(self.model, self.pretrained, self.quick_gelu, check_device("clip.device", self.device))
 
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """[n, p] float32, rows of length 1, after the model's own resizing and normalisation."""
@@ -149,7 +154,7 @@ class OpenClip:
         network, preprocess, _ = self._load()
         with torch.inference_mode():
             return _unit([
-                network.encode_image(torch.stack([preprocess(i.convert("RGB")) for i in batch]).to(self.device))
+                network.encode_image(torch.stack([preprocess(i.convert("RGB")) for i in batch]).to(_place(network)))
                 for batch in _cut(images, self.batch_size)
             ])  # fmt: skip
 
@@ -160,7 +165,7 @@ class OpenClip:
         network, _, tokenise = self._load()
         with torch.inference_mode():
             return _unit([
-                network.encode_text(tokenise(list(batch)).to(self.device)) for batch in _cut(texts, self.batch_size)
+                network.encode_text(tokenise(list(batch)).to(_place(network))) for batch in _cut(texts, self.batch_size)
             ])  # fmt: skip
 
 
@@ -189,7 +194,7 @@ class TransformersClip:
     Args:
         path: folder with config, ``model.safetensors``, tokenizer and preprocessor, or a hub id.
         revision: commit hash, required for a hub id.
-        device: torch device.
+        device: torch device; ``auto`` is a GPU if there is one.
         batch_size: images or texts at a time.
 
     Raises:
@@ -198,7 +203,7 @@ class TransformersClip:
 
     path: str
     revision: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -230,15 +235,18 @@ class TransformersClip:
         """Last part of the path, and the first digits of the revision."""
         return Path(self.path).name + (f".{self.revision[:8]}" if self.revision else "")
 
+    def _load(self) -> tuple[Any, Any, Any]:
+        return _transformers_clip(self.path, self.revision, check_device("clip.device", self.device))
+
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """[n, p] float32, rows of length 1."""
         import torch
 
-        network, processor, _ = _transformers_clip(self.path, self.revision, self.device)
+        network, processor, _ = self._load()
         with torch.inference_mode():
             return _unit([
                 _projected(network.get_image_features(
-                    **processor([i.convert("RGB") for i in batch], return_tensors="pt").to(self.device)
+                    **processor([i.convert("RGB") for i in batch], return_tensors="pt").to(_place(network))
                 ))
                 for batch in _cut(images, self.batch_size)
             ])  # fmt: skip
@@ -247,14 +255,14 @@ class TransformersClip:
         """[n, p] float32, rows of length 1; texts are cut to the context length, the end token kept."""
         import torch
 
-        network, _, tokenise = _transformers_clip(self.path, self.revision, self.device)
+        network, _, tokenise = self._load()
         length = network.config.text_config.max_position_embeddings
         with torch.inference_mode():
             return _unit([
                 _projected(network.get_text_features(
                     **tokenise(
                         list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt"
-                    ).to(self.device)
+                    ).to(_place(network))
                 ))
                 for batch in _cut(texts, self.batch_size)
             ])  # fmt: skip

@@ -58,7 +58,7 @@ class Inception:
         weights: ``.safetensors`` file with the same tensors, or None to download.
         reference_file: statistics of real images written by :func:`write_reference`, or None: then there is no
             distance to real images, only to the original model's.
-        device: torch device.
+        device: torch device; ``auto`` is a GPU if there is one.
         batch_size: images at a time.
 
     Raises:
@@ -71,7 +71,7 @@ class Inception:
     antialias: bool = True
     weights: str | None = None
     reference_file: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -113,12 +113,13 @@ class Inception:
         """Activations [n, 2048] float32; images of any size, each resized by the network."""
         import torch
 
-        network = _network(self.weights, self.antialias, self.device)
+        device = check_device("features.device", self.device)
+        network = _network(self.weights, self.antialias, device)
         rows = [np.zeros((0, WIDTH), dtype=np.float32)]
         for batch in _same_size(images, self.batch_size):
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # uint8 [b, 3, h, w]
             with torch.inference_mode():
-                rows.append(network(pixels.to(self.device)).float().cpu().numpy())
+                rows.append(network(pixels.to(device)).float().cpu().numpy())
         return np.concatenate(rows)
 
     def reference(self) -> tuple[np.ndarray, np.ndarray, int] | None:
