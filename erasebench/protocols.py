@@ -106,7 +106,8 @@ class Guide(Protocol):
         """The prediction of a step that needs the further branches; at others it is ``empty + scale (text - empty)``.
 
         Args:
-            empty, text: predictions for the guide's ``empty`` and for the prompts, [batch, channels, h, w].
+            empty, text: predicted noise for the guide's ``empty`` and for the prompts, [batch, channels, h, w]; of a
+                velocity model, too: its velocity is turned into noise before and back afterwards.
             extra: one prediction of that shape per text of ``extra``.
             scale: guidance scales [batch, 1, 1, 1].
             step: index of the denoising step, from 0.

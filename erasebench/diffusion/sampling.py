@@ -15,6 +15,7 @@ from PIL import Image
 
 from erasebench.devices import free_memory, out_of_memory
 from erasebench.diffusion.encoding import Encoding, Texts
+from erasebench.diffusion.schedulers import level, noise_from, predicts_velocity, velocity_from
 from erasebench.protocols import Guide
 from erasebench.types import Pipeline, Prompt, Status
 
@@ -131,6 +132,7 @@ def _sample(
     empty = [guide.empty if guide else ""] * guided
     extra = list(guide.extra) if guide and any(asks) else []
     states, conditions = _conditions(pipe, prompts, texts, empty, extra, shape)
+    velocity = predicts_velocity(scheduler)
     kept: dict[str, torch.Tensor] = {}  # the guide's memory of this batch
 
     start = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
@@ -145,8 +147,11 @@ def _sample(
                 0
             ]
             if guide is not None and asks[i]:
+                a = level(scheduler, i) if velocity else None
+                e = e if a is None else noise_from(e, several, a)  # guides are defined for the noise
                 e_empty, e_text, *e_extra = e.chunk(branches)
                 e = guide.combine(e_empty, e_text, e_extra, scale, i, kept)
+                e = e if a is None else velocity_from(e, several[: len(prompts)], a)
             elif guided:
                 e_empty, e_text = e.chunk(2)
                 e = e_empty + scale * (e_text - e_empty)
