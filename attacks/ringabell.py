@@ -13,6 +13,7 @@ from attacks.evolution import Ids, Losses, Memo, evolve, run
 from attacks.pairs import VectorSource, given
 from attacks.queries import attacked, names_concept
 from erasebench import diffusion, progress
+from erasebench.devices import halving
 from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
@@ -212,14 +213,16 @@ class Space:
     @torch.inference_mode()
     def losses(self, people: Ids, goal: torch.Tensor, batch_size: int) -> Losses:
         """Squared distance [n] of the encodings of K ids to a goal [rows, width], summed over rows and width."""
-        found = []
-        for start in range(0, len(people), batch_size):
+
+        def distances(part: Any) -> torch.Tensor:
             states = []
             for tokenizer, encoder, layer in self.encoders:
-                ids = self.sequences(people[start : start + batch_size], tokenizer).to(encoder.device)
-                out = encoder(ids, output_hidden_states=layer is not None)
+                out = encoder(
+                    self.sequences(part, tokenizer).to(encoder.device), output_hidden_states=layer is not None
+                )
                 states.append(out.last_hidden_state if layer is None else out.hidden_states[layer])
             encoded = torch.cat(states, dim=-1)
-            goal = goal.to(encoded.device, torch.promote_types(encoded.dtype, torch.float32))
-            found.append((encoded - goal).square().sum((1, 2)).double().cpu())
-        return torch.cat(found).numpy()
+            towards = goal.to(encoded.device, torch.promote_types(encoded.dtype, torch.float32))
+            return (encoded - towards).square().sum((1, 2)).double().cpu()
+
+        return torch.cat(list(halving(distances, people, batch_size, "sequences", self.encoders[0][1].device))).numpy()

@@ -10,6 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from attacks.free_tokens import Vocabulary
 from attacks.queries import Querying, attacked, better, names_concept, noted, unasked
 from attacks.side_by_side import Batch, Slot
 from erasebench import progress
+from erasebench.devices import halving
 from erasebench.fields import integer, number
 from erasebench.protocols import Attack, Judge
 from erasebench.store import workspace
@@ -169,11 +171,9 @@ class TokenSearch(Querying, Attack):
             while pending and len(slots) < self.batch_size:
                 slots.append(self._slot(models, pending.pop(0), records, latents))
             began = time.perf_counter()
-            for start in range(0, len(slots), self.batch_size):
-                part = slots[start : start + self.batch_size]
-                batch = Batch(models.pipe, models.original, models.vocabulary, part, self.seed)
-                self.descend(batch)
-                batch.close()
+            device = models.pipe.unet.device
+            for _ in halving(partial(self._round, models), slots, self.batch_size, f"prompts of {self.name}", device):
+                pass
             self._query(models, slots)
             for slot in slots:
                 slot.record["seconds"] += (time.perf_counter() - began) / len(slots)
@@ -186,6 +186,18 @@ class TokenSearch(Querying, Attack):
             tensors = {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
             named = {str(i): record for i, record in records.items()}
             workspace.current().save("search", tensors, records=named, rounds=[[s.index, s.round] for s in slots])
+
+    def _round(self, models: Models, slots: Sequence[Slot]) -> None:
+        """One round of some prompts, side by side; where it fails they are as they were."""
+        before = [(slot.x.detach().clone(), {k: v.clone() for k, v in slot.moments.items()}) for slot in slots]
+        try:
+            batch = Batch(models.pipe, models.original, models.vocabulary, slots, self.seed)
+            self.descend(batch)
+            batch.close()
+        except BaseException:
+            for slot, (x, moments) in zip(slots, before, strict=True):
+                slot.x.data, slot.x.grad, slot.moments = x, None, moments
+            raise
 
     def _over(self, slot: Slot) -> bool:
         broke = self.budget is not None and slot.record["queries"] >= self.budget

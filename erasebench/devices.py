@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
+
+log = logging.getLogger(__name__)
+Made = TypeVar("Made")
+_room: dict[str, int] = {}  # what, and where -> how many at once there was memory for, after there once was not
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -24,6 +31,36 @@ def free_memory() -> None:
     gc.collect()
     if torch.accelerator.is_available() and torch.accelerator.current_accelerator().type == "cuda":
         torch.cuda.empty_cache()
+
+
+def halving(work: Callable[[Any], Made], items: Any, size: int, what: str, device: Any = "") -> Iterator[Made]:
+    """The results of ``work`` on slices of ``items`` (a sequence or array), at most ``size`` at once, in order.
+
+    Without memory for a batch it is done again in halves, which is said, and so is the rest; what has failed with many
+    of ``what`` on ``device`` is not tried again in this process. ``work`` must leave things as they were when it fails.
+
+    Raises:
+        RuntimeError, MemoryError: no memory even for one; any other error of ``work``.
+
+    >>> list(halving(sum, [1, 2, 3, 4, 5], 2, "numbers"))
+    [3, 7, 5]
+    """
+    start, place = 0, f"{what} {device}"
+    size = min(size, _room.get(place, size))
+    while start < len(items):
+        batch = items[start : start + size]
+        try:
+            made = work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) < 2 or not out_of_memory(error):
+                raise
+            size = _room[place] = len(batch) // 2
+            log.warning("out of memory with %d %s at once; going on with %d", len(batch), what, size)
+        else:
+            start += len(batch)
+            yield made
+            continue
+        free_memory()  # once the error, which holds what the failed batch took, is gone
 
 
 def offered() -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from erasebench import diffusion
+from erasebench import devices, diffusion
 from erasebench.diffusion import sampling
 from erasebench.types import Prompt
 
@@ -130,7 +130,7 @@ def test_batch_and_order_change_nothing(tiny_pipe, batch_size):
 
 def test_without_memory_the_batch_is_halved_and_said_and_every_image_is_there(tiny_pipe, monkeypatch, caplog):
     prompts = [Prompt(id=str(i), text="a cat", seed=i) for i in range(7)]
-    monkeypatch.setattr(sampling, "_room", {})
+    monkeypatch.setattr(devices, "_room", {})
     want = [np.asarray(image) for _, image, _ in diffusion.generate(tiny_pipe, prompts, steps=2, batch_size=2)]
     whole, asked = sampling._sample, []
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from erasebench.devices import halving
 from erasebench.types import Pipeline
 
 TEXTS_KEPT = 512  # encoded texts kept while generating: 120 MB for Stable Diffusion 1.x, 320 MB for XL
@@ -88,8 +89,10 @@ def encode(pipe: Pipeline, texts: Sequence[str], batch_size: int = 64, rows: int
     """
     if not texts:
         raise ValueError("texts must not be empty; got no text to encode")
-    chunks = [list(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
-    return torch.cat([encode_batch(pipe, chunk, rows).states for chunk in chunks])
+    made = halving(
+        lambda part: encode_batch(pipe, part, rows).states, texts, batch_size, "texts", pipe.text_encoder.device
+    )
+    return torch.cat(list(made))
 
 
 class Texts(dict[str, Encoding]):

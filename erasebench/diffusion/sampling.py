@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from erasebench.devices import free_memory, out_of_memory
+from erasebench.devices import halving
 from erasebench.diffusion.encoding import Encoding, Texts
 from erasebench.diffusion.schedulers import level, noise_from, predicts_velocity, velocity_from
 from erasebench.protocols import Guide
 from erasebench.types import Pipeline, Prompt, Status
-
-log = logging.getLogger(__name__)
-_room: dict[str, int] = {}  # device -> images at once that it had memory for, after it once had not
 
 Drawn = tuple[Prompt, Image.Image | None, Status]
 DECODED_PIXELS = 2**20  # pixels decoded at once: four images of 512x512
@@ -93,24 +90,10 @@ def generate(
             raise ValueError(f"prompt {prompt.id}: embeds must have shape {expected}; got {prompt.embeds.shape}")
     vae = _decoder(pipe)
 
-    def images() -> Iterator[Drawn]:
-        start, size = 0, min(batch_size, _room.get(str(pipe.unet.device), batch_size))
-        while start < len(prompts):
-            batch = prompts[start : start + size]
-            try:
-                drawn = list(_finish(batch, _decode(vae, _sample(pipe, batch, texts, shape, steps, guidance_scale))))
-            except (RuntimeError, MemoryError) as error:
-                if len(batch) < 2 or not out_of_memory(error):
-                    raise
-                size = _room[str(pipe.unet.device)] = len(batch) // 2
-                log.warning("out of memory with %d images at once; going on with %d", len(batch), size)
-            else:
-                start += len(batch)
-                yield from drawn
-                continue
-            free_memory()  # once the error, which holds what the failed batch took, is gone
+    def draw(batch: Sequence[Prompt]) -> list[Drawn]:
+        return list(_finish(batch, _decode(vae, _sample(pipe, batch, texts, shape, steps, guidance_scale))))
 
-    return images()
+    return chain.from_iterable(halving(draw, prompts, batch_size, "images", pipe.unet.device))
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from erasebench import fields
-from erasebench.devices import check_device
+from erasebench.devices import check_device, halving
 from erasebench.store.files import tensor_header
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ class ImageText(Protocol):
         ...
 
 
-def _unit(chunks: Sequence[torch.Tensor]) -> np.ndarray:
+def _unit(features: Callable[[Any], torch.Tensor], items: Sequence[Any], size: int, what: str) -> np.ndarray:
+    """Features [n, p] of items in batches of at most ``size``, float32 rows of length 1."""
     import torch
 
-    return torch.nn.functional.normalize(torch.cat(list(chunks)).float(), dim=-1).cpu().numpy()
+    chunks = [chunk.float().cpu() for chunk in halving(features, items, size, what)]
+    return torch.nn.functional.normalize(torch.cat(chunks), dim=-1).numpy()
 
 
 def _home(name: str, value: str) -> str:
@@ -50,10 +52,6 @@ def _home(name: str, value: str) -> str:
 def _place(network: Any) -> Any:
     """The device a network's weights are on."""
     return next(network.parameters()).device
-
-
-def _cut(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 # --- open_clip ---
@@ -153,10 +151,12 @@ class OpenClip:
 
         network, preprocess, _ = self._load()
         with torch.inference_mode():
-            return _unit([
-                network.encode_image(torch.stack([preprocess(i.convert("RGB")) for i in batch]).to(_place(network)))
-                for batch in _cut(images, self.batch_size)
-            ])  # fmt: skip
+
+            def features(batch: Sequence[Image.Image]) -> torch.Tensor:
+                pixels = torch.stack([preprocess(image.convert("RGB")) for image in batch])
+                return network.encode_image(pixels.to(_place(network)))
+
+            return _unit(features, images, self.batch_size, "images for CLIP")
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """[n, p] float32, rows of length 1; texts are cut to the context length, the end token kept."""
@@ -164,9 +164,11 @@ class OpenClip:
 
         network, _, tokenise = self._load()
         with torch.inference_mode():
-            return _unit([
-                network.encode_text(tokenise(list(batch)).to(_place(network))) for batch in _cut(texts, self.batch_size)
-            ])  # fmt: skip
+
+            def features(batch: Sequence[str]) -> torch.Tensor:
+                return network.encode_text(tokenise(list(batch)).to(_place(network)))
+
+            return _unit(features, texts, self.batch_size, "texts for CLIP")
 
 
 # --- transformers ---
@@ -244,12 +246,12 @@ class TransformersClip:
 
         network, processor, _ = self._load()
         with torch.inference_mode():
-            return _unit([
-                _projected(network.get_image_features(
-                    **processor([i.convert("RGB") for i in batch], return_tensors="pt").to(_place(network))
-                ))
-                for batch in _cut(images, self.batch_size)
-            ])  # fmt: skip
+
+            def features(batch: Sequence[Image.Image]) -> torch.Tensor:
+                pixels = processor([image.convert("RGB") for image in batch], return_tensors="pt")
+                return _projected(network.get_image_features(**pixels.to(_place(network))))
+
+            return _unit(features, images, self.batch_size, "images for CLIP")
 
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """[n, p] float32, rows of length 1; texts are cut to the context length, the end token kept."""
@@ -258,11 +260,9 @@ class TransformersClip:
         network, _, tokenise = self._load()
         length = network.config.text_config.max_position_embeddings
         with torch.inference_mode():
-            return _unit([
-                _projected(network.get_text_features(
-                    **tokenise(
-                        list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt"
-                    ).to(_place(network))
-                ))
-                for batch in _cut(texts, self.batch_size)
-            ])  # fmt: skip
+
+            def features(batch: Sequence[str]) -> torch.Tensor:
+                tokens = tokenise(list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt")
+                return _projected(network.get_text_features(**tokens.to(_place(network))))
+
+            return _unit(features, texts, self.batch_size, "texts for CLIP")

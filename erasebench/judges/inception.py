@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from erasebench import fields
-from erasebench.devices import check_device
+from erasebench.devices import check_device, halving
 from erasebench.limits import open_image
 from erasebench.store.files import tensor_header
 
@@ -67,6 +67,10 @@ class Inception:
 
     needs: ClassVar[tuple[str, ...]] = ("torch_fidelity", "torchmetrics")
     fetched: ClassVar[str] = "weights-inception-2015-12-05-6726825d.pth"  # name of the download in torch's cache
+    fetch: ClassVar[str] = (
+        "python -c 'import torch; from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url; "
+        "torch.hub.load_state_dict_from_url(url, weights_only=True, check_hash=True)'"
+    )
 
     antialias: bool = True
     weights: str | None = None
@@ -116,10 +120,14 @@ class Inception:
         device = check_device("features.device", self.device)
         network = _network(self.weights, self.antialias, device)
         rows = [np.zeros((0, WIDTH), dtype=np.float32)]
-        for batch in _same_size(images, self.batch_size):
+
+        def look(batch: Sequence[np.ndarray]) -> np.ndarray:
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # uint8 [b, 3, h, w]
             with torch.inference_mode():
-                rows.append(network(pixels.to(device)).float().cpu().numpy())
+                return network(pixels.to(device)).float().cpu().numpy()
+
+        for same in _same_size(images, self.batch_size):
+            rows += halving(look, same, self.batch_size, "images for Inception", device)
         return np.concatenate(rows)
 
     def reference(self) -> tuple[np.ndarray, np.ndarray, int] | None:

@@ -1,0 +1,119 @@
+"""Without memory a batch is halved wherever there is one: attacks, encoders, judges; results stay what they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attacks.p4d import P4D
+from attacks.ringabell import Space
+from attacks.side_by_side import Batch
+from attacks.unlearndiffatk import UnlearnDiffAtk
+from erasebench import devices, diffusion
+from erasebench.diffusion import encoding
+from erasebench.judges import clip, inception
+from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded
+
+FULL = "CUDA out of memory. Tried to allocate 2 GiB."
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(devices, "_room", {})
+
+
+def most(work, limit, asked, size=len):
+    """``work`` on a device that has memory for ``limit`` at once."""
+
+    def limited(*args, **more):
+        asked.append(size(*args))
+        if asked[-1] > limit:
+            raise torch.OutOfMemoryError(FULL)
+        return work(*args, **more)
+
+    return limited
+
+
+def test_halves_until_it_fits_in_order_and_remembers(caplog):
+    asked = []
+    made = list(devices.halving(most(list, 2, asked), list(range(7)), 7, "things", "cuda:0"))
+    assert [n for part in made for n in part] == list(range(7)) and asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert "out of memory with 7 things at once; going on with 3" in caplog.text
+    asked.clear()
+    list(devices.halving(most(list, 9, asked), [1, 2], 7, "things", "cuda:0"))
+    list(devices.halving(most(list, 9, asked), [1, 2], 7, "things", "cuda:1"))
+    assert asked == [1, 1, 2]  # remembered for that device
+
+
+def test_one_that_does_not_fit_and_other_errors_are_raised():
+    with pytest.raises(torch.OutOfMemoryError):
+        list(devices.halving(most(list, 0, []), [1, 2], 2, "things"))
+
+    def wrong(batch):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(devices.halving(wrong, [1, 2], 2, "things"))
+
+
+@pytest.mark.parametrize("attack", [UnlearnDiffAtk, P4D])
+def test_a_search_that_fails_in_the_middle_of_a_round_ends_as_if_it_had_not(make_pipe, monkeypatch, attack, caplog):
+    """The second step of the first round fails, after rows and moments have moved: they are put back."""
+    pipe = make_pipe(dtype=torch.float64)
+    erased = blinded(pipe)
+    made = attack(**{**SAMPLER, "timesteps": (10, 500), "iterations": 3})
+    plain = made.attack(erased, pipe, PROMPTS, CAT, Brightness())
+    whole, calls = Batch.predict, []
+
+    def limited(self, x_t, t, tokens):
+        calls.append(len(self.slots))
+        if len(self.slots) > 1 and calls.count(len(self.slots)) > 1:
+            raise torch.OutOfMemoryError(FULL)
+        return whole(self, x_t, t, tokens)
+
+    monkeypatch.setattr(Batch, "predict", limited)
+    found = made.attack(erased, pipe, PROMPTS, CAT, Brightness())
+    assert calls[0] == 3 and calls[-1] == 1 and "prompts of" in caplog.text
+    assert [p.text for p in found] == [p.text for p in plain]
+    for a, b in zip(found, plain, strict=True):
+        assert {k: a.info[k] for k in ("forward", "backward", "queries")} == {
+            k: b.info[k] for k in ("forward", "backward", "queries")
+        }
+        assert a.info["loss"] == pytest.approx(b.info["loss"], rel=1e-6)
+
+
+def test_texts_and_sequences(tiny_pipe, monkeypatch):
+    texts, asked = [f"cat {i}" for i in range(5)], []
+    want = diffusion.encode(tiny_pipe, texts)
+    monkeypatch.setattr(
+        encoding, "encode_batch", most(encoding.encode_batch, 2, asked, lambda pipe, batch, *_: len(batch))
+    )
+    torch.testing.assert_close(diffusion.encode(tiny_pipe, texts), want, rtol=1e-4, atol=1e-5)
+    assert max(asked) == 5 and asked[-1] <= 2
+    space = Space.of(tiny_pipe, 4, None)
+    people, goal = np.random.default_rng(0).choice(space.allowed, (5, 4)), want[0]
+    plain, asked = space.losses(people, goal, 5), []
+    devices._room.clear()
+    monkeypatch.setattr(type(space), "sequences", most(type(space).sequences, 2, asked, lambda self, p, *_: len(p)))
+    np.testing.assert_allclose(space.losses(people, goal, 5), plain, rtol=1e-5)
+    assert asked[0] == 5 and asked[-1] <= 2
+
+
+def test_networks_that_look_at_images(monkeypatch):
+    pictures = [Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)) for i in range(5)]
+    asked = []
+
+    def work(batch):
+        return torch.tensor([[float(np.asarray(image).mean()), 1.0] for image in batch])
+
+    want = clip._unit(work, pictures, 5, "images for CLIP")
+    np.testing.assert_array_equal(clip._unit(most(work, 1, asked), pictures, 5, "images for CLIP"), want)
+    assert asked[0] == 5 and asked[-1] == 1
+    asked = []
+    network = most(lambda pixels: pixels.float().mean((1, 2, 3))[:, None].expand(-1, 2048), 2, asked)
+    monkeypatch.setattr(inception, "_network", lambda *_: network)
+    found = inception.Inception(device="cpu", batch_size=4).features(pictures)
+    np.testing.assert_allclose(found[:, 0], [40 * i for i in range(5)])
+    assert asked[0] == 4 and max(asked[1:]) <= 2
