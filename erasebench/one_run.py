@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from erasebench import preflight, progress, several
+from erasebench import costs, preflight, progress, several
 from erasebench.building import build
 from erasebench.cell import Cell, Result, plan
 from erasebench.limits import read_text
@@ -76,7 +76,7 @@ def run(cfg: DictConfig) -> Result:
         return result
     check_writable(cell.root)
     preflight.check(cell.config)
-    progress.say_alone(preflight.expected([cell.config], cell.root))
+    progress.say_alone(costs.expected([cell.config], cell.root))
     parts = build_parts(cell)
     check_parts(cell, parts)
     from erasebench import steps

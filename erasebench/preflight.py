@@ -7,23 +7,17 @@ a class says by ``needs`` which packages it needs.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from erasebench import fetching
 from erasebench.building import EXTRAS, declared, missing_packages
-from erasebench.cell import drawing
-from erasebench.limits import read_json
-from erasebench.progress import duration
-from erasebench.prompts.files import read_rows
 from erasebench.store.files import locate
-from erasebench.types import KEPT_GROUPS
 
 READ = (
     "model",
@@ -60,6 +54,7 @@ class Need:
         kind: of thing.
         there: whether it is on this machine.
         get: where it comes from and how to have it.
+        fetch: the command that does, if there is one.
     """
 
     key: str
@@ -67,6 +62,7 @@ class Need:
     kind: Literal["file", "download", "package", "device"]
     there: bool
     get: str = ""
+    fetch: str = ""
 
     @property
     def line(self) -> str:
@@ -130,11 +126,25 @@ def _files(key: str, node: Mapping[str, Any]) -> Iterator[Need]:
         where = f"{key}.{name}" if key else str(name)
         if name == "pretrained" and isinstance(value, str) and not _looks_like_file(value):
             what, there = f"{node.get('model', '')} {value}".strip(), _clip_cached(str(node.get("model")), value)
-            yield Need(where, what, "download", there, "open_clip fetches it on first use")
+            yield Need(
+                where,
+                what,
+                "download",
+                there,
+                "open_clip fetches it on first use",
+                fetching.open_clip(str(node.get("model")), value),
+            )
         if name == "weights" and value is None:
             target = str(node.get("_target_", key))
             there = _torch_cached(declared(target, "fetched"))
-            yield Need(where, f"weights of {target}", "download", there, f"fetched on first use; or {where}=FILE")
+            yield Need(
+                where,
+                f"weights of {target}",
+                "download",
+                there,
+                f"fetched on first use; or {where}=FILE",
+                fetching.declared_by(target),
+            )
         if name not in FILES or not isinstance(value, str) or value.startswith("http"):
             continue
         if not _looks_like_file(value) and name not in ("path", "run"):
@@ -144,9 +154,16 @@ def _files(key: str, node: Mapping[str, Any]) -> Iterator[Need]:
             yield Need(where, value, "file", True, _origin(node))
         elif "revision" in node and "source" not in node and HUB.fullmatch(value) and path.suffix not in SUFFIXES:
             get = f"huggingface.co/{value}" + (f" at {node['revision'][:12]}" if node["revision"] else "")
-            yield Need(where, value, "download", _cached(value, node["revision"]), f"fetched from {get} on first use")
+            yield Need(
+                where,
+                value,
+                "download",
+                _cached(value, node["revision"]),
+                f"fetched from {get} on first use",
+                fetching.hub(value, node["revision"]),
+            )
         else:
-            yield Need(where, value, "file", False, _origin(node))
+            yield Need(where, value, "file", False, _origin(node), fetching.from_github(node, value))
 
 
 def _looks_like_file(text: str) -> bool:
@@ -189,7 +206,7 @@ def _torch_cached(file: str | None) -> bool:
 
 def _package(group: str, package: str) -> Need:
     wheel = f"erasebench[{EXTRAS[package]}]" if package in EXTRAS else package
-    return Need(group, f"package {package}", "package", False, f"pip install '{wheel}'")
+    return Need(group, f"package {package}", "package", False, f"pip install '{wheel}'", f"pip install '{wheel}'")
 
 
 def _device(key: str, value: Any) -> Need:
@@ -207,95 +224,3 @@ def _free(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-# --- what it will cost ---
-
-
-def expected(configs: Sequence[Mapping[str, Any]], root: Path) -> str:
-    """How many images the cells draw at most, and how long that takes if earlier runs in this folder tell.
-
-    Args:
-        configs: resolved configs of the cells; what they share is counted once.
-        root: results folder.
-    """
-    images: dict[str, tuple[int, str]] = {}
-    beside = cache(lambda target: declared(target, "beside"))  # the field that makes the model it compares with
-    for config in configs:
-        sampled = _sampled(config["model"])
-        world = _text(config, "concept", "also", "prompts", "kept", "seed") + sampled
-        for kind, number in _counts(config).items():
-            attack = _text(config, "attack") if kind == "attack" else ""
-            images[f"original {world} {attack}"] = (number, sampled)
-            others = [node[field] for node in config["evaluator"].values() if (field := beside(node["_target_"]))]
-            erased = [config["method"], *others]
-            for method in erased:
-                images[f"erased {world} {attack} {_text({'method': method}, 'method')}"] = (number, sampled)
-    total = sum(number for number, _ in images.values())
-    rates = _rates(root)
-    known = [number * rates["draw", how] for number, how in images.values() if ("draw", how) in rates]
-    if not known or len(known) < len(images):
-        return f"at most {total} images; no earlier run here tells how long that takes"
-    seconds = sum(known)
-    for step, group in (("erase", "method"), ("attack", "attack")):
-        wanted = {_text(config, "model", "concept", group) for config in configs}
-        seconds += sum(rates.get((step, _text(config, group)), 0.0) for config in configs) * len(wanted) / len(configs)
-    seconds += len(configs) * rates.get(("score", ""), 0.0)
-    return f"at most {total} images, about {duration(seconds)} by what earlier runs here took"
-
-
-def _counts(config: Mapping[str, Any]) -> dict[str, int]:
-    """Images of one model: plain prompts, and those of the attack, at most."""
-    prompts, attack = config["prompts"], config["attack"]
-    n = prompts.get("n")
-    groups = n if isinstance(n, Mapping) else {"target": n or _limit(prompts)}
-    plain = sum(v for v in groups.values() if isinstance(v, int))
-    if kept := config.get("kept"):
-        own = [v for k, v in (kept.get("n") or {}).items() if k in KEPT_GROUPS]
-        plain += sum(own) or _limit(kept)
-    searched = len([k for k in attack if k != "_target_"]) > 0  # the null attack has no settings
-    attacked = (groups.get("target") or 0) if searched else 0
-    if "path" in attack:  # a set of prompts; elsewhere rows and limit are settings of a search
-        known = [v for k in ("limit", "rows") if isinstance(v := attack.get(k), int)]
-        attacked = min(known) if known else _limit(attack)
-    return {"plain": plain, "attack": attacked}
-
-
-def _limit(source: Mapping[str, Any]) -> int:
-    """Prompts of a set, at most: its limit, the rows it is known to have, or those of its file."""
-    if known := source.get("limit") or source.get("rows"):
-        return int(known)
-    try:
-        return len(read_rows(locate(str(source["path"])), {}))
-    except (OSError, ValueError, KeyError):  # whoever reads it says what is wrong
-        return 0
-
-
-def _text(config: Mapping[str, Any], *keys: str) -> str:
-    return json.dumps([config.get(key) for key in keys], sort_keys=True, default=str)
-
-
-def _sampled(model: Mapping[str, Any]) -> str:
-    """What the time of an image depends on."""
-    return json.dumps([drawing(model), model.get("path")], sort_keys=True, default=str)
-
-
-def _rates(root: Path) -> dict[tuple[str, str], float]:
-    """Seconds of a step, per image for drawing, by what it depends on: the largest of those recorded."""
-    found: dict[tuple[str, str], float] = {}
-
-    def add(step: str, what: str, seconds: float) -> None:
-        found[step, what] = max(seconds, found.get((step, what), 0.0))
-
-    for path in root.glob("runs/*/*/*/*/*/run.json"):
-        try:
-            record = read_json(path)
-            config, steps = record["config"], record["steps"]
-            if steps["draw"]["images"]:
-                add("draw", _sampled(config["model"]), steps["draw"]["seconds"] / steps["draw"]["images"])
-            for step, group in (("erase", "method"), ("attack", "attack"), ("score", "")):
-                if not steps[step]["cached"]:
-                    add(step, _text(config, group) if group else "", steps[step]["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found

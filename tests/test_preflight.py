@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from erasebench import preflight
+from erasebench import costs, preflight
 from erasebench.command import needs
 from erasebench.command.composing import as_job, composed, session
 from erasebench.command.typed import Typed
@@ -87,21 +87,21 @@ def test_cells_that_share_images_count_them_once_and_earlier_runs_tell_the_time(
     n = {"target": 10, "paraphrase": 5, "neighbour": 0, "unrelated": 0, "coco": 0}
     plain = changed(config, tmp_path, prompts={"n": n}, attack={"_target_": "attacks.none.NoAttack"})
     two = [{**plain, "method": {"_target_": name}} for name in ("x.A", "x.B")]
-    assert preflight.expected(two, tmp_path).startswith("at most 45 images; no earlier run")  # 15 of the original, once
+    assert costs.expected(two, tmp_path).startswith("at most 45 images; no earlier run")  # 15 of the original, once
     folder = tmp_path / "runs/m/c/x/a/seed0"
     folder.mkdir(parents=True)
     steps = {"draw": {"images": 10, "seconds": 20.0, "cached": False}}
     steps |= {name: {"cached": False, "seconds": 5.0} for name in ("erase", "attack", "score")}
     (folder / "run.json").write_text(json.dumps({"config": two[0], "steps": steps}), encoding="utf-8")
-    assert "45 images, about 1 min" in preflight.expected(two, tmp_path)
+    assert "45 images, about 1 min" in costs.expected(two, tmp_path)
 
 
 def test_a_search_draws_every_target_and_a_reference_model_is_drawn_too(config, tmp_path):
     n = {"target": 10, "paraphrase": 0, "neighbour": 0, "unrelated": 0, "coco": 0}
     searched = changed(config, tmp_path, prompts={"n": n}, attack={"_target_": "x.Y", "rows": 3})  # rows: of its loss
-    assert preflight.expected([searched], tmp_path).startswith("at most 40 images")
+    assert costs.expected([searched], tmp_path).startswith("at most 40 images")
     beside = {"o": {"_target_": "evaluators.oracle.OracleDistance", "oracle": {"_target_": "methods.oracle.Oracle"}}}
-    assert preflight.expected([{**searched, "evaluator": beside}], tmp_path).startswith("at most 60 images")
+    assert costs.expected([{**searched, "evaluator": beside}], tmp_path).startswith("at most 60 images")
 
 
 def test_the_command_lists_them_and_refuses_what_is_misspelt(capsys):

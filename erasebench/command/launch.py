@@ -20,7 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from erasebench import conf_folder, preflight, progress
+from erasebench import conf_folder, costs, preflight, progress
 from erasebench.command import errors
 from erasebench.command import sweep as sweeps
 from erasebench.command.choices import hint
@@ -146,7 +146,7 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
     for launcher in ("hydra", "hydra_plugins"):
         logging.getLogger(launcher).setLevel(logging.WARNING)  # their list of cells would stand between ours
     started, stopped = time.time(), True
-    cost = preflight.expected(known, root) if labels else "as many as the sweeper asks for"
+    cost = costs.expected(known, root) if labels else "as many as the sweeper asks for"
     print(f"{len(labels) or 'cells:'} {'cells: ' if labels else ''}{cost}", file=sys.stderr)
     try:
         code = _hydra(arguments_of(given, f"+hydra.job.env_set.{sweeps.VARIABLE}='{sweep.folder}'"))

@@ -9,6 +9,7 @@ from erasebench import __version__
 
 COMMANDS = {  # name -> what it does; the module erasebench.<name>, or erasebench.command.<name>
     "ls": "what there is: ls methods, ls concepts model=emoji",
+    "doctor": "what this machine has, what a run lacks and how to fetch it, what it will take",
     "needs": "which files and packages a run reads, and where to get them",
     "leaderboard": "one table of all runs",
     "compare": "a picture of all methods side by side",
