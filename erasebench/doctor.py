@@ -4,9 +4,9 @@
     python -m erasebench.doctor experiment=rece_nudity model.path=FOLDER
     python -m erasebench.doctor model=sdxl method=esd_x concept=church
 
-Takes everything that a run takes; draws one small image of the embedded model to see whether stored values are reproduced
-here, and nothing else: no weight is downloaded. Exit code 0 if the run can start, 1 if something lacks or differs, 2 for a
-mistake in what was given.
+Takes everything that a run takes; draws one small image of the embedded model to see whether stored values are
+reproduced here, and nothing else: no weight is downloaded. Exit code 0 if the run can start, 1 if something lacks or
+differs, 2 for a mistake in what was given.
 """
 
 from __future__ import annotations

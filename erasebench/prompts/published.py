@@ -37,6 +37,8 @@ class PublishedPrompts:
         column: column by which rows are chosen; None takes all rows.
         values: cells of ``column`` that are kept, compared without case; a cell may hold several, with commas between.
             Empty: those that name the run's concept.
+        others: take the rows of ``column`` that do not name the run's concept instead, for the groups ``neighbour`` and
+            ``unrelated``: each asks for what its own cell says.
         concepts: names of the concepts the set is about; empty: any.
         sexual: whether the set has sexual content: rows that mention minors are then dropped, always, and counted. For
             concepts of kind unsafe they are dropped whatever is said here.
@@ -66,6 +68,7 @@ class PublishedPrompts:
     id: str | None = None
     column: str | None = None
     values: tuple[str, ...] = ()
+    others: bool = False
     concepts: tuple[str, ...] = field(default=())
     sexual: bool = False
     limit: int | None = None
@@ -84,6 +87,12 @@ class PublishedPrompts:
         if self.sha256 is not None and not _is_hash(self.sha256):
             raise ValueError(
                 f"{self.node}.sha256 must be {SHORTEST_HASH} to 64 hex digits, or null; got {self.sha256!r}; quote it"
+            )
+        fields.flag(f"{self.node}.others", self.others)
+        if self.others and (self.column is None or self.group not in ("neighbour", "unrelated")):
+            raise ValueError(
+                f"{self.node}.others must be of rows that a column tells apart, in group neighbour or unrelated; got "
+                f"column {self.column!r}, group {self.group!r}; give both"
             )
         if self.values and self.column is None:
             raise ValueError(f"{self.node}.column must name where values {list(self.values)} stand; got null; give it")
@@ -116,7 +125,7 @@ class PublishedPrompts:
         counts = {"rows": len(read), "dropped_minors": dropped, **audit(kept)}
         self._report(len(chosen), counts)
         named = concept.name if self.group in ERASED_GROUPS else ""  # a caption shows what it shows
-        return [p.with_(concept=named) for p in kept][: self.limit], counts
+        return [p if self.others else p.with_(concept=named) for p in kept][: self.limit], counts
 
     def read(self) -> list[Prompt]:
         """All rows as prompts in the file's order, unfiltered; ``concept`` holds the cell of ``column``."""
@@ -148,7 +157,7 @@ class PublishedPrompts:
             return read
         names = self.values or (concept.name.replace("_", " "), *concept.phrases)
         wanted = {_plain(name) for name in names}
-        chosen = [p for p in read if wanted & {_plain(part) for part in p.concept.split(",")}]
+        chosen = [p for p in read if bool(wanted & {_plain(part) for part in p.concept.split(",")}) != self.others]
         if not chosen:
             found = sorted({_plain(part) for p in read for part in p.concept.split(",")})
             raise ValueError(
