@@ -93,7 +93,7 @@ def _erase(
 
     def make(folder: Path) -> None:
         record["cached"] = False
-        with workspace.use(cell.root / "cache" / "work" / f"erase-{key}"), counting() as spent:
+        with workspace.use(cell.root / "cache" / "work" / f"erase-{key}", cell.root), counting() as spent:
             with _unharmed(who, model):
                 started = time.perf_counter()
                 erased = method.erase(model, concept)

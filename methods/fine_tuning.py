@@ -68,9 +68,10 @@ class FineTuning:
     autocast: Autocast = True
 
     together: ClassVar[tuple[str, ...]] = ("joint", "sequence")
+    layer_sets: ClassVar[tuple[str, ...]] = get_args(Layers)
 
     def __post_init__(self) -> None:
-        fields.choice("layers", self.layers, get_args(Layers))
+        fields.choice("layers", self.layers, self.layer_sets)
         fields.choice("phrases", self.phrases, ("name", "all"))
         for name, least in (("iterations", 1), ("batch_size", 1), ("steps", 2), ("seed", 0)):
             fields.integer(name, getattr(self, name), least=least)

@@ -1,5 +1,6 @@
 """Diffusers pipelines as this benchmark uses them: the only folder that touches a pipeline's insides."""
 
+from erasebench.diffusion.autoencoding import picture_latents
 from erasebench.diffusion.encoding import (
     check_length,
     cut_texts,
@@ -39,6 +40,7 @@ __all__ = [
     "latent_shape",
     "load",
     "noise",
+    "picture_latents",
     "projected_once",
     "token_table",
     "tokenise",

@@ -34,12 +34,14 @@ class Workspace:
 
     Args:
         folder: where the files lie; None keeps nothing.
+        root: results folder whose store a step may add images to; None: there is none.
 
     >>> Workspace(None).load("training") is None
     True
     """
 
     folder: Path | None
+    root: Path | None = None
 
     def save(self, name: str, tensors: Mapping[str, torch.Tensor], **values: Any) -> None:
         """Keep ``tensors`` and JSON ``values`` under ``name`` in place of what was there.
@@ -96,9 +98,9 @@ def current() -> Workspace:
 
 
 @contextmanager
-def use(folder: Path) -> Iterator[Workspace]:
+def use(folder: Path, root: Path | None = None) -> Iterator[Workspace]:
     """Make ``folder`` the current workspace; it is removed if the block succeeds and kept if it does not."""
-    token = _current.set(Workspace(folder))
+    token = _current.set(Workspace(folder, root))
     try:
         yield _current.get()
     finally:
