@@ -132,7 +132,7 @@ class EAP(FineTuning, Method):
         pools = {word: self.candidates(model, word, concept) for word in self.words(concept)}
         logits = [pool.logits for pool in pools.values()]
         training = Training(
-            name="eap",
+            name=type(self).__name__.lower(),
             identity=f"{self!r} {concept!r}",
             iterations=2 * self.iterations,
             optimisers={
@@ -191,14 +191,17 @@ class EAP(FineTuning, Method):
         self, model: Denoiser, unet: Any, text: Encoding, adversarial: Encoding, draws: Sequence[Draw]
     ) -> tuple[Tensor, Tensor]:
         """Latents [2b, ...] drawn with the concept and then the adversarial text, and what theta should predict."""
-        noise, times = model.noise([draw.generator for draw in draws]), [draw.timestep for draw in draws]
-        texts = joined(text, adversarial)
-        last = [max(draw.stage - 1, 0) for draw in draws]
-        z = model.descend(unet, torch.cat([noise, noise]), texts, self.steps - 2, last + last)
+        texts, times = joined(text, adversarial), [draw.timestep for draw in draws]
+        z = self.drawn(model, unet, texts, draws)
         asked = joined(model.encode([""] * len(draws)), texts)
         e = model.epsilon(model.pipe.unet, torch.cat([z[: len(draws)], z]), times * 3, asked)
         e_empty, e_concept, e_kept = e.chunk(3)
         return z, torch.cat([e_empty - self.eta * (e_concept - e_empty), e_kept])
+
+    def drawn(self, model: Denoiser, unet: Any, texts: Encoding, draws: Sequence[Draw]) -> Tensor:
+        """Latents [2b, ...] that theta draws with both texts from the same noise."""
+        noise, last = model.noise([draw.generator for draw in draws]), [max(draw.stage - 1, 0) for draw in draws]
+        return model.descend(unet, torch.cat([noise, noise]), texts, self.steps - 2, last + last)
 
     def weights_loss(self, model: Denoiser, unet: Any, pools: dict[str, Pool], draws: Sequence[Draw]) -> Tensor:
         """What theta minimises: to erase the concept and to keep the adversarial one."""
