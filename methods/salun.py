@@ -1,0 +1,161 @@
+"""Saliency unlearning: relabel a concept's pictures, and let only the weights move that matter for them.
+
+Fan, Liu, Zhang, Wong, Wei and Liu, "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both
+Image Classification and Generation", ICLR 2024, arXiv:2310.12508.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erasebench import fields
+from erasebench.protocols import Method
+from erasebench.types import Concept, Pipeline
+from methods.fine_tuning import Layers, Training, generator, student, with_weights
+from methods.on_policy import Denoiser
+from methods.training_images import FromImages, Noised, Picture, noised
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalUn(FromImages, Method):
+    r"""Trains the salient weights of the UNet, theta, on noised pictures z_t of the concept c and x_t of others r:
+
+    .. math:: |\epsilon_\theta(z_t, c, t) - \mathrm{sg}\,\epsilon_\theta(z_t, a, t)|^2
+              + \alpha\,|\epsilon_\theta(x_t, r, t) - \epsilon|^2
+
+    with a the anchor in the concept's sentence and sg no gradient. Salient is the share of all trained weights with the
+    largest :math:`|\sum \nabla_\theta |\epsilon_\theta(z_t, c, t) - \epsilon|^2|`, summed once over the concept's
+    pictures; the others stay as they were.
+
+    Official program: github.com/OPTML-Group/Unlearn-Saliency at a6e89fd, SD. For objects it takes Imagenette's
+    photographs and gives a class the next one's text; for nudity 800 drawn pictures each of ``a photo of a nude
+    person`` and ``a photo of a person wearing clothes``. Here all pictures are drawn, and the anchor is the concept's.
+
+    Deviations: weights that are not salient are put back after each update, which is Adam on masked gradients, for Adam
+    treats every weight alone. Every update has one batch of each kind, and batches are drawn with replacement where the
+    program goes through its pictures in epochs: ``iterations`` = epochs x pictures / batch. Pictures' latents are the
+    posteriors' means; random numbers come from CPU generators of (seed, step).
+
+    Cost of an update, in evaluations of the UNet on one latent: 1 for the target and two forward and backward passes;
+    before that a forward and backward pass for every picture of the concept, and the pictures, 2 x ``steps`` each.
+
+    Args:
+        salient: share of the trained weights that may move, 0 < s <= 1.
+        alpha: >= 0.
+        remain: subjects of the pictures to keep; None: the anchors, as for nudity.
+
+    The remaining fields are those of :class:`methods.training_images.FromImages`.
+
+    Raises:
+        ValueError: a value out of its range, a concept without an anchor, nothing left to keep.
+        FloatingPointError: a loss that is NaN or infinite.
+
+    >>> SalUn(salient=0)
+    Traceback (most recent call last):
+    ValueError: salient must be a finite number > 0 and <= 1; got 0
+    """
+
+    layers: Layers = "full"
+    iterations: int = 500
+    batch_size: int = 8
+    guidance_scale: float = 7.5
+    images: int = 800
+    salient: float = 0.5
+    alpha: float = 0.5
+    remain: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.number("salient", self.salient, above=0, most=1)
+        fields.number("alpha", self.alpha, least=0)
+        if self.remain is not None:
+            object.__setattr__(self, "remain", fields.texts("remain", self.remain, least=1))
+
+    def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.anchored(concept)
+        self.others(concept)
+
+    def others(self, concept: Concept) -> list[str]:
+        """The subjects to keep, without those that are erased."""
+        if self.remain is None:
+            return list(dict.fromkeys(anchor for _, anchor in self.anchored(concept)))
+        erased = {text.casefold() for part in concept.singles for text in part.phrases}
+        found = [text for text in self.remain if text.casefold() not in erased]
+        if not found:
+            raise ValueError(f"remain must name a subject that is not {concept.name!r}; got none; add others to it")
+        return found
+
+    def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
+        """A pipeline without the concept that shares all but its trained layers with ``pipe``."""
+        pairs, model = self.anchored(concept), self.denoiser(pipe)
+        unet, weights = student(pipe, self.layers, model.half)
+        forget, remain = self.pictures(pipe, pairs), self._remain(pipe, concept)
+        mask = self.mask(model, unet, weights, forget)
+        before = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        training = Training(
+            name="salun",
+            identity=f"{self!r} {concept!r}",
+            iterations=self.iterations,
+            optimisers={"weights": torch.optim.Adam(weights.values(), lr=self.lr)},
+            state=weights,
+        )
+
+        @torch.no_grad()
+        def restore() -> None:
+            for name, tensor in weights.items():
+                tensor.copy_(torch.where(mask[name], tensor, before[name]))
+
+        training.run(lambda step: self.loss(model, unet, forget, remain, step), after=restore)
+        return with_weights(pipe, weights)
+
+    def _remain(self, pipe: Pipeline, concept: Concept) -> list[Picture]:
+        """As many pictures to keep as there are to forget, spread over the subjects."""
+        others, pairs = self.others(concept), self.anchored(concept)
+        found = self.pictures(pipe, [(text, text) for text in others]) if len(others) <= len(pairs) else []
+        if found:
+            return found
+        each = -(-self.images * len(pairs) // len(others))
+        few = type(self)(**{**vars(self), "images": each})
+        return few.pictures(pipe, [(text, text) for text in others])
+
+    def mask(
+        self, model: Denoiser, unet: Any, weights: Mapping[str, Tensor], forget: Sequence[Picture]
+    ) -> dict[str, Tensor]:
+        """Which weights are salient: bool tensors of their shapes."""
+        total = [torch.zeros_like(tensor) for tensor in weights.values()]
+        for start in range(0, len(forget), self.batch_size):
+            few = list(forget[start : start + self.batch_size])
+            draws = [generator(self.seed, "saliency", start + row) for row in range(len(few))]
+            loss = len(few) * denoising(model, unet, noised(model, few, draws))
+            for sum_, gradient in zip(
+                total, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True
+            ):
+                if gradient is not None:
+                    sum_ += gradient
+        sizes = torch.cat([tensor.abs().flatten() for tensor in total])
+        kept = max(1, round(self.salient * len(sizes)))
+        least = sizes.kthvalue(len(sizes) - kept + 1).values
+        return {name: tensor.abs() >= least for name, tensor in zip(weights, total, strict=True)}
+
+    def loss(
+        self, model: Denoiser, unet: Any, forget: Sequence[Picture], remain: Sequence[Picture], step: int
+    ) -> Tensor:
+        """Mean squares over the latents of a step; only ``unet`` gets gradients."""
+        few = self.noised(model, forget, step)
+        concept, anchor = (model.encode([p[i] for p in few.pictures]) for i in (0, 1))
+        with torch.no_grad():
+            goal = model.epsilon(unet, few.z, few.timesteps, anchor)
+        erase = F.mse_loss(model.epsilon(unet, few.z, few.timesteps, concept), goal)
+        return erase + self.alpha * denoising(model, unet, self.noised(model, remain, step, "remain"))
+
+
+def denoising(model: Denoiser, unet: Any, few: Noised) -> Tensor:
+    """The usual training loss of noised pictures with their own texts."""
+    text = model.encode([picture.text for picture in few.pictures])
+    return F.mse_loss(model.epsilon(unet, few.z, few.timesteps, text), few.noise)
