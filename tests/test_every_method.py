@@ -15,7 +15,7 @@ from erasebench.one_run import run
 from erasebench.store.files import tensor_header
 from erasebench.types import Concept
 
-CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
+CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog", neighbours={"visual": ("lion",)})
 FOR_ONE_MODEL = ("checkpoint", "oracle")  # weights of one model: tests of their own
 METHODS = sorted(p.stem for p in (conf_folder() / "method").glob("*.yaml") if p.stem not in FOR_ONE_MODEL)
 CROSS, SELF = r"\.attn2\.", r"\.attn1\."
@@ -25,8 +25,12 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "none": "", "negative_prompt": "", "sld_": "", "uce": KEYS_AND_VALUES, "rece": KEYS_AND_VALUES, "esd_x": CROSS,
     "esd_x_strict": KEYS_AND_VALUES, "esd_u": BUT_CROSS_AND_OUTER, "esd_full": r"^unet\.", "esd_selfattn": SELF,
     "esd_v2": CROSS, "eap_object": CROSS, "eap_nudity": BUT_CROSS_AND_OUTER, "sdd": CROSS,
+    "ca": KEYS_AND_VALUES, "age_object": CROSS, "age_nudity": BUT_CROSS_AND_OUTER, "advanchor": CROSS,
+    "salun_": r"^unet\.", "fmn": r"^unet\.", "crce": KEYS_AND_VALUES,
 }  # fmt: skip
-QUICK = {"iterations": 1, "steps": 5, "batch_size": 1, "lr": 1e-3, "pool": ("sun", "kitty", "tree"), "centres": 2}
+PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
+QUICK = {"iterations": 1, "steps": 5, "batch_size": 1, "lr": 1e-3, "pool": ("sun", "kitty", "tree"), "centres": 2,
+         "images": 2}  # fmt: skip
 
 
 def made(name):
@@ -54,7 +58,8 @@ def test_which_parameters_change_and_that_no_other_does(model, name):
     method, pattern = made(name), CHANGES[max((key for key in CHANGES if name.startswith(key)), key=len)]
     torch.manual_seed(1)
     erased = method.erase(pipe, CAT)
-    assert set(diffusion.changed_tensors(erased, pipe)) == {n for n in names if pattern and re.search(pattern, n)}
+    changed, allowed = set(diffusion.changed_tensors(erased, pipe)), {n for n in names if re.search(pattern or "^$", n)}
+    assert changed <= allowed and (changed == allowed or (changed and name.startswith(PARTLY)))
     assert diffusion.fingerprint(pipe) == before
     torch.manual_seed(2)  # global randomness decides nothing
     assert not diffusion.changed_tensors(method.erase(pipe, CAT), erased)
