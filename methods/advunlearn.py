@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,17 @@ from erasebench.diffusion import apply_tensors, encode_embeddings, fork, token_t
 from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.esd import Draw
 from methods.fine_tuning import FineTuning, Training, generator, uniform
 from methods.on_policy import Denoiser, joined
+
+
+class Draw(NamedTuple):
+    """What is random in one latent of a training step."""
+
+    word: str
+    stage: int  # i: where on its way the latent is
+    timestep: int
+    generator: torch.Generator  # of the latent's noise, and of the attack's start
 
 
 @dataclass(frozen=True, kw_only=True)

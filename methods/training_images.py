@@ -24,6 +24,7 @@ from methods.fine_tuning import FineTuning, generator, uniform
 from methods.on_policy import Denoiser
 
 log = logging.getLogger(__name__)
+SAMPLER = "erasebench.diffusion.sampling.generate"  # whose code decides every picture
 BATCH = 16  # pictures drawn at once and committed together
 
 
@@ -132,9 +133,7 @@ def drawn_once(
     both draw and write the same.
     """
     root = workspace.current().root
-    key = store.key(
-        "training images", fingerprint(pipe), steps, guidance_scale, source_hash(["erasebench.diffusion.generate"])
-    )  # fmt: skip
+    key = store.key("training images", fingerprint(pipe), steps, guidance_scale, source_hash([SAMPLER]))
     found: dict[str, Image.Image | None] = {}
     by_digest = {prompt.digest(): prompt for prompt in prompts}
     left = list(by_digest) if root is None else store.missing(store.image_folder(root, key), by_digest)
