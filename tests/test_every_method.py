@@ -27,11 +27,11 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "esd_v2": CROSS, "eap_object": CROSS, "eap_nudity": BUT_CROSS_AND_OUTER, "sdd": CROSS,
     "ca": KEYS_AND_VALUES, "age_object": CROSS, "age_nudity": BUT_CROSS_AND_OUTER, "advanchor": CROSS,
     "salun_": r"^unet\.", "fmn": r"^unet\.", "crce": KEYS_AND_VALUES,
-    "advunlearn": r"^text_encoder\.",
+    "doco_": KEYS_AND_VALUES, "advunlearn": r"^text_encoder\.",
 }  # fmt: skip
 PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
 QUICK = {"iterations": 1, "steps": 5, "batch_size": 1, "lr": 1e-3, "pool": ("sun", "kitty", "tree"), "centres": 2,
-         "images": 2}  # fmt: skip
+         "images": 2, "attack_steps": 1, "inner_steps": 1}  # fmt: skip
 
 
 def made(name):
@@ -40,7 +40,8 @@ def made(name):
         method = instantiate(compose(f"method/{name}", ["+seed=0"]).method, _convert_="all")
     known = {f.name for f in fields(method)}
     trained = "iterations" in known
-    return replace(method, **{k: v for k, v in QUICK.items() if k in known}) if trained else method
+    quick = QUICK | ({"iterations": 2, "warm_up": 1} if "warm_up" in known else {})
+    return replace(method, **{k: v for k, v in quick.items() if k in known}) if trained else method
 
 
 @pytest.fixture(scope="module")
