@@ -35,7 +35,7 @@ VERSION = 1  # of the run's steps; raise it when their results change
 IDENTITY = ("model", "concept", "method", "attack", "evaluator", "judge", "clip", "features", "prompts", "seed")
 SOURCES = ("prompts", "kept")
 DRAWING = ("steps", "guidance_scale", "height", "width", "dtype")
-DRAWN_BY = ("scheduler",)  # decide images too; None and not named are the same, the model's own
+DRAWN_BY = ("scheduler", "vae_tiling")  # decide images too; None and not named are the same, the model's own
 LOOKING = ("evaluator", "judge", "clip", "features")  # what looks at images, wherever its networks compute
 SAMPLER = "erasebench.diffusion.sampling.generate"
 
@@ -209,6 +209,9 @@ def check_numbers(config: Any) -> None:
     fields.choice("model.dtype", model["dtype"], ("float32", "float16", "bfloat16", "float64"))
     if model.get("scheduler") is not None:
         fields.choice("model.scheduler", model["scheduler"], SAMPLERS)
+    for switch in ("vae_tiling", "channels_last"):
+        if model.get(switch) is not None:
+            fields.flag(f"model.{switch}", model[switch])
     fields.integer("model.steps", model["steps"], least=1, most=MOST_STEPS)
     fields.integer("model.batch_size", model["batch_size"], least=1, most=MOST_AT_ONCE)
     fields.number("model.guidance_scale", model["guidance_scale"])
@@ -238,7 +241,7 @@ def model_hash(model: Mapping[str, Any], memory: Path | None) -> str:
 
 def drawing(model: Mapping[str, Any]) -> dict[str, Any]:
     """The model's settings that decide its images, beside its weights."""
-    further = {k: model[k] for k in DRAWN_BY if model.get(k) is not None}
+    further = {k: model[k] for k in DRAWN_BY if model.get(k)}
     return {k: model[k] for k in DRAWING} | further
 
 

@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 
 from erasebench import fields, labels, several
 
-FREE = {"model": ("batch_size", "device"), "attack": ("batch_size",)}  # settings that do not change results
+FREE = {
+    "model": ("batch_size", "device", "channels_last"),
+    "attack": ("batch_size",),
+}  # settings that do not change results
 GROWING = ("n", "limit")  # settings of prompts that add to a run instead of making another
 NOT_TOLD = {"judge": ("wording",), "prompts": GROWING, "kept": GROWING}  # wording follows from labels
 

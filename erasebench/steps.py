@@ -41,15 +41,14 @@ def load(cell: Cell) -> Pipeline:
     """The original model, float weights as configured, on the configured device."""
     model = cell.config["model"]
     device = check_device("model.device", model["device"])
-    scheduler = model.get("scheduler")
-    name = f"{cell.model_hash} {model['dtype']} {device} {scheduler}"
+    switches = {key: model.get(key) for key in ("scheduler", "vae_tiling", "channels_last")}
+    name = f"{cell.model_hash} {model['dtype']} {device} {switches}"
     with cell.measured("load") as record:
         record["cached"] = name in _pipes
         if name not in _pipes:
             _forget()
             options = {"revision": model["revision"], "dtype": model["dtype"], "device": device}
-            options["scheduler"] = scheduler
-            _pipes[name] = diffusion.load(locate(model["path"]), **options)
+            _pipes[name] = diffusion.load(locate(model["path"]), **options, **switches)
     return _pipes[name]
 
 

@@ -35,6 +35,8 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     scheduler: str | None = None,
+    vae_tiling: bool | None = None,
+    channels_last: bool | None = None,
 ) -> Pipeline:
     """A Stable Diffusion 1.x, 2.x or XL pipeline in eval mode, without gradients and without a safety checker.
 
@@ -48,6 +50,9 @@ def load(
             Ignored for a folder, whose weights are identified by ``fingerprint``.
         dtype: float32, float16, bfloat16 or float64.
         device: a torch device, e.g. ``cpu`` or ``cuda:0``; ``auto`` is a GPU if there is one.
+        vae_tiling: decode latents in overlapping tiles where they are larger than the VAE was trained on: less memory,
+            slightly different images.
+        channels_last: keep the channels of UNet and VAE last, as GPUs' half-precision convolutions want them.
         scheduler: a sampler by name (``diffusion.schedulers.scheduler_of``), or None for the model's own.
 
     Raises:
@@ -61,6 +66,11 @@ def load(
     pipe = _load(path, revision, dtype, check_device("model.device", device))
     if scheduler is not None:
         pipe.scheduler = scheduler_of(pipe, scheduler)
+    if vae_tiling:
+        pipe.vae.enable_tiling()
+    if channels_last:
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
     return pipe
 
 
