@@ -16,11 +16,11 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from erasebench.report import budget, units
+from erasebench.report import budget
+from erasebench.report.attack_cells import summaries
 from erasebench.report.checks import ADAPTIVE, difference, headlines
 from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, find_run, method_names
-from erasebench.report.tables import CELL, read_scores, summarise
 from erasebench.types import Access, Strength
 
 PLACE = ("model", "concept", "method", "recipe", "settings")  # what attacks must share to be compared
@@ -156,7 +156,7 @@ def cells(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[Cel
     """
     steps = [run.record["steps"].get("attack", {}) for run in found]
     searched = {step["folder"]: step["seconds"] for step in steps if "folder" in step and not step["cached"]}
-    grouped = _summaries([run for run in found if run.is_(wanted)])
+    grouped = summaries([run for run in found if run.is_(wanted)])
     same: dict[tuple[Any, ...], int] = {}
     for names, *_ in grouped:
         same[_attacked(names)] = same.get(_attacked(names), 0) + 1
@@ -171,53 +171,6 @@ def cells(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[Cel
 def _attacked(names: Mapping[str, Any]) -> tuple[Any, ...]:
     """What cells share that differ in the attack's budget alone: then its name has that too."""
     return tuple(names[k] for k in (*PLACE, "attack"))
-
-
-Summary = tuple[dict[str, Any], tuple[Run, ...], pd.DataFrame]  # of a cell: its names, its runs, its headlines
-
-
-def _summaries(found: Sequence[Run]) -> list[Summary]:
-    """The cells of some runs in the order of these, a concept at a time where they are many."""
-    known = units.of_runs(found)
-    parts = units.derived(known, "attacks", _unit) if known is not None else None
-    if parts is None:
-        return _of_cells(found)
-    by_key, out = {run.key: run for run in found}, []
-    for part in parts:
-        cells, rows = units.plain(part["cells"]), units.plain(part["rows"])
-        own = dict(iter(rows.groupby("cell", sort=False)))
-        for one, these in cells.groupby("cell", sort=False):
-            names = {name: these.iloc[0][name] for name in CELL}
-            summary = own[one].drop(columns="cell").set_axis(own[one]["at"]).drop(columns="at")
-            out.append((names, tuple(by_key[run] for run in these.run), summary))
-    place = {run.key: i for i, run in enumerate(found)}
-    return sorted(out, key=lambda one: place[one[1][0].key])
-
-
-def _unit(found: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """:func:`_of_cells` as frames: which runs are of which cell, and the rows of all, with the cell's number."""
-    parts = _of_cells(found)
-    if not parts:
-        raise ValueError("tables must have rows of target or attack prompts")
-    cells = [{"cell": i, "run": run.key, **names} for i, (names, runs, _) in enumerate(parts) for run in runs]
-    words = {name: "str" for name in ("run", *CELL) if name != "control"}
-    rows = [rows.assign(cell=i, at=rows.index) for i, (*_, rows) in enumerate(parts)]
-    return {"cells": pd.DataFrame(cells).astype(words), "rows": pd.concat(rows, ignore_index=True)}
-
-
-def _of_cells(found: Sequence[Run]) -> list[Summary]:
-    grouped: dict[tuple[Any, ...], list[tuple[Run, pd.DataFrame]]] = {}
-    for run in found:
-        scores = read_scores(run.folder / "scores.parquet", headlines=True)
-        scores = scores[scores.group.isin(["target", "attack"])]
-        if len(scores):
-            grouped.setdefault(tuple(scores.iloc[0][list(CELL)]), []).append((run, scores))
-    out = []
-    for cell, parts in grouped.items():
-        runs, scores = zip(*parts, strict=True)
-        summary = summarise(pd.concat(scores))
-        out.append((dict(zip(CELL, cell, strict=True)), runs, summary[summary.relation == ""]))
-    return out
 
 
 def best_control(cell: Cell, found: Sequence[Cell]) -> tuple[Cell, int] | None:
