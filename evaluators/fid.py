@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from erasebench import fields, protocols
+from erasebench.judges.activations import features_of
 from erasebench.judges.judging import check_files
 from erasebench.protocols import Evaluator
-from erasebench.report import clusters
-from erasebench.report.sharing import clusters_of
+from erasebench.report.influence import rows
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Score
 
-FEWEST = 10  # images below which no interval is given
 BLOCK = 1024  # images whose features are held in float64 at a time
 
 
@@ -145,36 +142,6 @@ def influence(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) ->
     return np.asarray(moved - moved.mean())
 
 
-class Features(NamedTuple):
-    """Features of the images that could be made: prompt id -> row, and rows [n, d] float32 in a file without a name."""
-
-    row: dict[str, int]
-    values: np.ndarray
-
-    def of(self, ids: Sequence[str]) -> np.ndarray:
-        """Rows of some prompts, without a copy where these are all."""
-        return self.values if list(ids) == list(self.row) else self.values[[self.row[i] for i in ids]]
-
-
-@lru_cache(maxsize=2)
-def _features(network: FeatureNetwork, images: ImageSet) -> Features:
-    """Features of every image that could be made, on disk, so that memory does not grow with their number; the last two
-    sets are remembered."""
-    ids: list[str] = []
-    width = 0
-    with tempfile.TemporaryFile() as file:
-        for batch in images.batches():
-            drawn = [(prompt.id, image) for prompt, image, _ in batch if image is not None]
-            if drawn:
-                found = np.ascontiguousarray(network.features([image for _, image in drawn]), dtype=np.float32)
-                file.write(found.tobytes())
-                width = found.shape[1]
-                ids += [i for i, _ in drawn]
-        file.flush()
-        values = np.memmap(file, np.float32, "r", shape=(len(ids), width)) if ids else np.empty((0, 0), np.float32)
-    return Features({name: row for row, name in enumerate(ids)}, values)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FID(Evaluator):
     """Fréchet distance between feature distributions, pooled over the groups that should survive.
@@ -229,7 +196,7 @@ class FID(Evaluator):
         chosen = images.only(self.groups)
         if not chosen.prompts:
             return []
-        drawn, base = _features(self.features, chosen), _features(self.features, original.only(self.groups))
+        drawn, base = features_of(self.features, chosen), features_of(self.features, original.only(self.groups))
         scores = []
         reference = self.features.reference()
         if reference is not None:
@@ -252,16 +219,4 @@ class FID(Evaluator):
         moved = influence(ours, mean, covariance)
         if others is not None:
             moved = moved + influence(others, *moments(ours))
-        of = {p.id: p.group for p in images.prompts}
-        groups, shared = [of[i] for i in ids], clusters_of(images.prompts)
-        low = high = None
-        if len(ids) >= FEWEST:
-            by = clusters.mean(moved, [shared[g, i] or i for g, i in zip(groups, ids, strict=True)])
-            low, high = (None, None) if math.isnan(by[0]) else (max(0.0, value + by[0]), value + by[1])
-        return [
-            Score(value=value, low=low, high=high, **whole),  # type: ignore[arg-type]
-            *(
-                Score(evaluator="fid", metric=f"influence.{metric}", value=float(v), group=g, prompt_id=i, rate=False)
-                for v, g, i in zip(moved, groups, ids, strict=True)
-            ),
-        ]
+        return rows(Score(value=value, **whole), images.prompts, ids, moved, 0.0)  # type: ignore[arg-type]

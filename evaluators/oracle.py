@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +11,10 @@ import numpy as np
 from erasebench import fields
 from erasebench.judges.divided import asked
 from erasebench.judges.judging import check_files, judge_images
+from erasebench.judges.pairing import distances, worse
 from erasebench.protocols import Evaluator, FeatureNetwork, Judge, Method
 from erasebench.store.images import ImageSet
-from erasebench.types import GROUPS, Headline, Score, Status
+from erasebench.types import GROUPS, Headline, Score
 
 
 def cosine_distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -104,30 +104,16 @@ class OracleDistance(Evaluator):
                 Score(
                     evaluator="oracle", metric=f"agreement.{judge}", value=same, group=prompt.group,
                     prompt_id=prompt.id, relation=prompt.relation, higher_is_better=True, judge=judge,
-                    status=_worse(status, oracle_status), rate=True,
+                    status=worse(status, oracle_status), rate=True,
                 )
             )  # fmt: skip
-        for batch, beside in zip(ours.batches(), theirs.batches(), strict=True):
-            scores += self._distances(batch, beside)
-        return scores
-
-    def _distances(self, batch: Sequence[tuple], beside: Sequence[tuple]) -> list[Score]:
-        pairs = [(image, other) for (_, image, _), (_, other, _) in zip(batch, beside, strict=True)]
-        made = [i for i, (image, other) in enumerate(pairs) if image is not None and other is not None]
-        values = dict.fromkeys(range(len(pairs)), math.nan)
-        if made:
-            sides = (self.features.features([pairs[i][side] for i in made]) for side in (0, 1))
-            values |= dict(zip(made, cosine_distance(*sides).tolist(), strict=True))
-        return [
+        scores += [
             Score(
-                evaluator="oracle", metric=f"oracle_distance.{self.features.name}", value=values[i], group=prompt.group,
-                prompt_id=prompt.id, relation=prompt.relation, higher_is_better=False,
-                status=_worse(status, beside[i][2]), rate=False,
+                evaluator="oracle", metric=f"oracle_distance.{self.features.name}", value=value, group=prompt.group,
+                prompt_id=prompt.id, relation=prompt.relation, higher_is_better=False, status=status, rate=False,
             )
-            for i, (prompt, _, status) in enumerate(batch)
+            for prompt, value, status in distances(
+                ours, theirs, lambda a, b: cosine_distance(*map(self.features.features, (a, b))).tolist()
+            )
         ]  # fmt: skip
-
-
-def _worse(ours: Status, theirs: Status) -> Status:
-    """The status of a pair: that of whichever image could not be made."""
-    return theirs if ours == "ok" else ours
+        return scores

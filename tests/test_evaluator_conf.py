@@ -19,8 +19,11 @@ EVALUATORS = sorted(path.stem for path in (CONF / "evaluator").glob("*.yaml"))
 GIVEN = {"judge": "a judge", "clip": "a model", "features": "a network"}  # nodes the run defines
 
 
-def test_the_seven_evaluators_are_there():
-    assert EVALUATORS == ["asr", "classifier", "clip_score", "fid", "nudenet", "oracle", "spillover"]
+def test_the_evaluators_are_there():
+    assert EVALUATORS == [
+        "asr", "classifier", "clip_score", "cmmd", "fid", "kid", "layer_distance", "lpips", "nudenet", "oracle",
+        "spillover",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EVALUATORS)

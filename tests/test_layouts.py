@@ -366,7 +366,7 @@ def test_published_lines_are_facts_of_the_file_in_this_table_s_unit(results):
     found = [run for run in read_runs(results) if run.names["concept"] == "nudity"]
     (table,) = layout_tables.fill(layout, *layout_tables.wanted_scores(found, layout))
     lines = {(one.label, one.key): one.cells for one in layout_published.printed(table, read_published())}
-    assert lines["UCE (SD1.4)", "unlearndiffatk"] == ("17.1", "-", "30.9 †", "-")  # printed as a cosine of 0.309
+    assert lines["UCE (SD1.4)", "unlearndiffatk"] == ("17.1", *"-----", "30.9 †", "-")  # printed as a cosine of 0.309
     assert {label.split(" (")[0] for label, _ in lines} == {"SD1.4", "UCE", "RECE", "ESD-u"}
 
 

@@ -121,6 +121,16 @@ class EmojiJudge:
         with torch.inference_mode():
             return load(self.weights)(to_pictures(images))[0].numpy()
 
+    def layers(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """Activations after each of the six ReLUs, float32 [n, c, h, w]."""
+        found, x = [], to_pictures(images)
+        with torch.inference_mode():
+            for layer in load(self.weights).body:
+                x = layer(x)
+                if isinstance(layer, nn.ReLU):
+                    found.append(x)
+        return found
+
     def reference(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Mean [128], covariance [128, 128] (float64) and count of the features of real emoji pictures."""
         stats = load_file(locate(self.weights) / "reference" / "features.safetensors")

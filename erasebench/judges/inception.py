@@ -13,7 +13,7 @@ import numpy as np
 
 from erasebench import fields
 from erasebench.devices import check_device, halving
-from erasebench.limits import open_image
+from erasebench.judges.activations import folder_batches, image_files
 from erasebench.store.files import tensor_header
 
 if TYPE_CHECKING:
@@ -169,17 +169,10 @@ def write_reference(network: Inception, folder: str | Path, path: str | Path) ->
     """
     from safetensors.numpy import save_file
 
-    endings = {".png", ".jpg", ".jpeg", ".webp"}
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in endings)
-    if len(files) < 2:
-        raise ValueError(f"{folder} must hold at least two images (png, jpg, jpeg, webp); got {len(files)}")
+    files = image_files(folder)
     mean, square = np.zeros(WIDTH), np.zeros((WIDTH, WIDTH))
-    for start in range(0, len(files), network.batch_size):
-        batch = []
-        for file in files[start : start + network.batch_size]:
-            with open_image(file) as image:
-                batch.append(image.convert("RGB"))
-        rows = network.features(batch).astype(np.float64)
+    for batch in folder_batches(folder, network.batch_size):
+        rows = network.features([image for _, image in batch]).astype(np.float64)
         mean += rows.sum(axis=0)
         square += rows.T @ rows
     count = len(files)

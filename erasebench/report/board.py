@@ -212,6 +212,7 @@ def measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]]) 
             value, low, high = interval(matrix[i][has], rate, ways)
             found["error"][i] = standard_error(matrix[i][has], rate, ways)
             least, most = RANGES.get(column.role, (-np.inf, np.inf))
+            least = min(least, value)  # an unbiased distance may be negative
             found["value"][i], found["low"][i], found["high"][i] = value, max(low, least), min(high, most)
             if not whole:
                 found["here_low"][i], found["here_high"][i] = interval(matrix[i][has], rate, ways[:1])[1:]

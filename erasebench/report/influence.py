@@ -7,9 +7,19 @@ and noise then differ as two means of pairs do, and far less than their own inte
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 
+from erasebench.report import clusters
+from erasebench.report.sharing import clusters_of
+from erasebench.types import Prompt, Score
+
 PREFIX = "influence."
+FEWEST = 10  # images below which no interval is given
 SET = ["run", "side", "evaluator", "evaluator_version", "metric"]
 FACTS = ["group", "role", "label", "head", "unit", "place", "higher_is_better"]
 
@@ -25,3 +35,34 @@ def by_image(scores: pd.DataFrame) -> pd.DataFrame:
     whole = scores[(scores.role == "distance") & scores.prompt_id.isna() & (scores.status == "ok")]
     both = moved.merge(whole[[*SET, *FACTS, "value"]], on=SET, suffixes=("", "_of_set"))
     return both.assign(value=both.value + both.pop("value_of_set"), rate=False)[list(scores.columns)]
+
+
+def rows(
+    whole: Score, prompts: Sequence[Prompt], ids: Sequence[str], moved: np.ndarray, floor: float = -math.inf
+) -> list[Score]:
+    """A distance with its 95 % interval by cluster, and what each image moves it by.
+
+    Args:
+        whole: the distance.
+        prompts: those it is of, among others.
+        ids: of the prompts whose images it is of, in order.
+        moved: [n] what each of them moves it by, mean 0.
+        floor: the smallest value there can be.
+
+    Returns:
+        ``whole`` with ``low`` and ``high``, unless there are fewer than 10 images or 3 clusters, and one row a prompt.
+    """
+    of = {p.id: p.group for p in prompts}
+    groups, shared = [of[i] for i in ids], clusters_of(prompts)
+    low = high = None
+    if len(ids) >= FEWEST:
+        by = clusters.mean(moved, [shared[g, i] or i for g, i in zip(groups, ids, strict=True)])
+        low, high = (None, None) if math.isnan(by[0]) else (max(floor, whole.value + by[0]), whole.value + by[1])
+    name = f"{PREFIX}{whole.metric}"
+    return [
+        replace(whole, low=low, high=high),
+        *(
+            Score(evaluator=whole.evaluator, metric=name, value=float(v), group=g, prompt_id=i, rate=False)
+            for v, g, i in zip(moved, groups, ids, strict=True)
+        ),
+    ]
