@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from erasebench.protocols import Evaluator, Judge
 from erasebench.report import clusters
 from erasebench.report.sharing import clusters_of
 from erasebench.store.images import ImageSet
-from erasebench.types import GROUPS, Headline, Score
+from erasebench.types import GROUPS, Headline, Prompt, Score
+
+if TYPE_CHECKING:
+    from erasebench.judges.clip import ImageText
 
 Part = tuple[float, float, float]  # a rate in percent with its interval
 
@@ -101,7 +104,12 @@ class Spillover(Evaluator):
     - ``retention.<judge>`` (neighbour, unrelated, coco): of the prompts the original model draws rightly, the share
       that the erased model still draws rightly from the same noise. Unlike an accuracy it does not blame the erasure
       for what the original model cannot draw;
-    - ``hm.<judge>`` (group "all"): see :func:`harmonic_mean`; absent where a group is.
+    - ``hm.<judge>`` (group "all"): see :func:`harmonic_mean`; absent where a group is;
+    - ``hm_by_relation.<judge>`` (group "all", one for each relation): the same with the sensitivity of one relation,
+      EraseBench's dimension; efficacy and generality are those of the concept, whatever the dimension;
+    - ``text_distance.<model>`` (one for each prompt that should survive and names a concept): one minus the cosine of
+      the text features of its concept's word and of the nearest erased one's, in 0..2. It depends on no image; it is
+      what a drop in accuracy is read against.
 
     Intervals go by the clusters of the prompts (texts, synonyms, neighbours: ``erasebench.report.sharing``): of rates
     as in every table, of ``hm`` see :func:`harmonic_interval`; with fewer than three synonyms, say, there is none.
@@ -111,13 +119,15 @@ class Spillover(Evaluator):
 
     Args:
         judge: says which concept is seen; its name is part of every metric's name.
+        text: a CLIP-like model whose text features give the distance.
         groups: prompt groups needed.
         version: of this definition.
     """
 
     judge: Judge
+    text: ImageText
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
-    version: int = 2
+    version: int = 3
 
     headlines: ClassVar[tuple[Headline, ...]] = (
         Headline(metric="hm", group="all", label="{metric}", head="HM", place=90, role="mean"),
@@ -129,6 +139,7 @@ class Spillover(Evaluator):
     def check(self) -> None:
         """The judge's files can be read, as far as it says how to find out."""
         check_files(self.judge)
+        check_files(self.text)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Whole-set scores, see the class; ``original`` holds the same prompts drawn by the un-erased model."""
@@ -146,7 +157,35 @@ class Spillover(Evaluator):
                 scores.append(self._rate("retention", [row for row in rows if row[0].id in right], where))
         if all(where in parts for where in named.values()):
             scores.append(self._harmonic([parts[where] for where in named.values()]))
-        return scores
+            for where in parts:
+                if where[0] == "neighbour" and where[1]:
+                    groups = [parts[named["efficacy"]], parts[named["generality"]], parts[where]]
+                    scores.append(self._harmonic(groups, where[1]))
+        return scores + self._distances(images.only(self.groups).prompts)
+
+    def _distances(self, prompts: Sequence[Prompt]) -> list[Score]:
+        """How far each kept prompt's concept is from the nearest erased one, as texts; nothing without a target."""
+        erased = dict.fromkeys(p.concept.replace("_", " ") for p in prompts if p.group == "target" and p.concept)
+        kept = [p for p in prompts if p.group in ("neighbour", "unrelated") and p.concept]
+        words = dict.fromkeys(p.concept.replace("_", " ") for p in kept)
+        if not erased or not words:
+            return []
+        cosines = self.text.text_features([*words]) @ self.text.text_features([*erased]).T
+        distance = dict(zip(words, np.clip(1 - cosines.max(1).astype(float), 0, 2).tolist(), strict=True))
+        return [
+            Score(
+                evaluator="spillover",
+                metric=f"text_distance.{self.text.name}",
+                value=value,
+                group=p.group,
+                prompt_id=p.id,
+                relation=p.relation,
+                status="ok" if math.isfinite(value) else "error",
+                rate=False,
+            )
+            for p in kept
+            for value in [distance[p.concept.replace("_", " ")]]
+        ]
 
     def _rate(self, name: str, rows: Sequence[Judged], where: tuple[str, str]) -> Score:
         seen, names = _seen(rows)
@@ -164,7 +203,7 @@ class Spillover(Evaluator):
             judge=self.judge.name,
         )
 
-    def _harmonic(self, groups: Sequence[Sequence[Judged]]) -> Score:
+    def _harmonic(self, groups: Sequence[Sequence[Judged]], relation: str = "") -> Score:
         found = [_seen(rows) for rows in groups]
         known = all(seen for seen, _ in found)
         rates = [100 * sum(seen) / len(seen) for seen, _ in found] if known else []
@@ -174,9 +213,10 @@ class Spillover(Evaluator):
             low, high = harmonic_interval([(r, 100 * a, 100 * b) for r, (a, b) in zip(rates, ends, strict=True)])
         return Score(
             evaluator="spillover",
-            metric=f"hm.{self.judge.name}",
+            metric=f"{'hm_by_relation' if relation else 'hm'}.{self.judge.name}",
             value=harmonic_mean(*rates) if known else math.nan,
             group="all",
+            relation=relation,
             higher_is_better=True,
             status="ok" if known else "error",
             low=None if math.isnan(low) else low,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +76,7 @@ def test_two_synonyms_are_too_few_for_an_interval(tmp_path):
     prompts = tuple(p.with_(info={"word": p.id[-1]}) if p.group == "paraphrase" else p for p in images.prompts)
     doubled = prompts + tuple(p.with_(id=f"{p.id}-again") for p in prompts)
     few = ImageSet(key=images.key, folder=images.folder, prompts=doubled)
-    hm = by_place(Spillover(judge=WhiteJudge()).score(few, few))["hm", "all", ""]
+    hm = by_place(scored(few, few))["hm", "all", ""]
     assert hm.status == "ok" and hm.low is None and hm.high is None
 
 
@@ -86,6 +87,21 @@ class WhiteJudge:
 
     def __call__(self, images, concepts):
         return [Verdict(present=i.getpixel((0, 0))[0] > 127, score=1.0, label="?") for i in images]
+
+
+class Words:
+    """Unit vectors that turn by 0.1 a letter."""
+
+    name = "words"
+
+    def text_features(self, texts):
+        return np.array([[math.cos(len(t) / 10), math.sin(len(t) / 10)] for t in texts], dtype=np.float32)
+
+
+def scored(images, original, whole=True):
+    """Whole-set scores without those by relation, or the others."""
+    scores = Spillover(judge=WhiteJudge(), text=Words()).score(images, original)
+    return [s for s in scores if (s.prompt_id is None and not s.metric.startswith("hm_by_relation")) == whole]
 
 
 def image_set(folder, outcomes):
@@ -131,7 +147,7 @@ def by_place(scores):
 
 def test_rates_by_hand(tmp_path):
     original, erased = image_set(tmp_path / "o", ORIGINAL), image_set(tmp_path / "e", ERASED)
-    scores = by_place(Spillover(judge=WhiteJudge()).score(erased, original))
+    scores = by_place(scored(erased, original))
     values = {place: score.value for place, score in scores.items() if score.status == "ok"}
     assert values == pytest.approx({
         ("efficacy", "target", ""): 100 / 9,
@@ -154,7 +170,7 @@ def test_rates_by_hand(tmp_path):
 
 def test_the_original_keeps_all_it_can_draw(tmp_path):
     original = image_set(tmp_path / "o", ORIGINAL)
-    scores = by_place(Spillover(judge=WhiteJudge()).score(original, original))
+    scores = by_place(scored(original, original))
     assert {s.value for (name, *_), s in scores.items() if name == "retention" and s.status == "ok"} == {100}
     assert scores["hm", "all", ""].value == 0  # nothing is erased
 
@@ -162,17 +178,32 @@ def test_the_original_keeps_all_it_can_draw(tmp_path):
 def test_a_missing_group_has_no_harmonic_mean_and_a_failed_one_has_a_status(tmp_path):
     some = {place: letters for place, letters in ORIGINAL.items() if place[0] != "paraphrase"}
     images = image_set(tmp_path / "some", some)
-    assert not {"hm", "generality"} & {
-        name for name, *_ in by_place(Spillover(judge=WhiteJudge()).score(images, images))
-    }
+    assert not {"hm", "generality"} & {name for name, *_ in by_place(scored(images, images))}
     lost = image_set(tmp_path / "lost", ORIGINAL | {("paraphrase", ""): "xxxx"})
-    scores = by_place(Spillover(judge=WhiteJudge()).score(lost, lost))
+    scores = by_place(scored(lost, lost))
     for place in (("hm", "all", ""), ("generality", "paraphrase", "")):
         assert scores[place].status == "error" and math.isnan(scores[place].value) and scores[place].low is None
 
 
 def test_a_neighbour_marked_unrelated_is_not_a_neighbour(tmp_path):
     images = image_set(tmp_path / "marked", {("neighbour", "visual"): "yy", ("neighbour", "unrelated"): "nnnn"})
-    scores = by_place(Spillover(judge=WhiteJudge()).score(images, images))
+    scores = by_place(scored(images, images))
     assert scores["sensitivity", "neighbour", ""].value == 100
     assert ("retention", "unrelated", "") in scores and ("sensitivity", "neighbour", "unrelated") not in scores
+
+
+def test_harmonic_means_by_relation_and_text_distances(tmp_path):
+    rates = {
+        ("target", ""): "ynnn",
+        ("paraphrase", ""): "nnnn",
+        ("neighbour", "visual"): "yyyy",
+        ("neighbour", "binomial"): "yynn",
+    }
+    images = image_set(tmp_path / "r", rates)
+    prompts = tuple(p.with_(concept="cat" if p.group == "target" else "lynx_es") for p in images.prompts)
+    found = scored(*[ImageSet(key="r", folder=images.folder, prompts=prompts)] * 2, whole=False)
+    hm = {s.relation: s.value for s in found if s.metric == "hm_by_relation.white"}
+    assert hm == pytest.approx({"visual": harmonic_mean(25, 0, 100), "binomial": harmonic_mean(25, 0, 50)})
+    far = [s for s in found if s.metric == "text_distance.words"]
+    assert len(far) == 8 and {s.group for s in far} == {"neighbour"}
+    assert [s.value for s in far] == pytest.approx([1 - math.cos(0.4)] * 8, abs=1e-6)  # seven letters and three
