@@ -30,7 +30,16 @@ READ = (
     "evaluator",
 )  # the rest is read through these
 SHARED = ("judge", "clip", "features")  # nodes that others take over whole
-FILES = ("path", "run", "weights", "folder", "reference_file", "pool", "labels")  # keys whose texts may name a file
+FILES = (
+    "path",
+    "real",
+    "run",
+    "weights",
+    "folder",
+    "reference_file",
+    "pool",
+    "labels",
+)  # keys whose texts may name a file
 SUFFIXES = (".csv", ".parquet", ".json", ".npy", ".safetensors", ".onnx", ".txt", ".bin", ".pt", ".pth", ".ckpt")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")  # an id of the model hub
 LEAST = 50 * 2**20  # bytes on the disk below which nothing is begun

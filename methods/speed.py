@@ -44,7 +44,8 @@ class SPEED(EditTexts, Method):
     Deviations from paper and program: float64 throughout; at lambda = 0, K_2 is replaced by an orthonormal basis of
     P K_2, which is the same constraint and has no singular system; noise comes from a generator of (seed, layer);
     k-means is scipy's, started by k-means++ from a fixed seed. Where filtering happens twice, each time uses its own
-    mean. Whether the program's Gram matrix is a sum or a mean was not seen; here it is a sum.
+    mean. Whether the program's Gram matrix is a sum or a mean was not seen; here it is a sum. Not compared with the
+    program either: the filter's ridge of 1, the filtering of augmentations, and ``null_rank`` 1.
 
     Cost: one eigendecomposition and two solves of d x d for each layer, and no evaluation of the UNet.
 

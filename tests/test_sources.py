@@ -92,3 +92,14 @@ def test_harness_code_that_a_target_reaches_counts_and_nothing_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[1] == "False"
+
+
+def test_a_folder_of_real_images_counts_by_its_contents(tmp_path, monkeypatch):
+    """Its name may be one plain word, and a distance to other images is another number."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "a.png").write_bytes(b"one")
+    before = input_hashes({"kid": {"real": "coco"}})
+    (tmp_path / "coco" / "b.png").write_bytes(b"two")
+    after = input_hashes({"kid": {"real": "coco"}})
+    assert len(before) == len(after) == 1 and before != after

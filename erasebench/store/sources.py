@@ -20,6 +20,7 @@ from erasebench.store.files import locate, replacing
 
 PLAIN = (
     "path",
+    "real",
     "run",
     "weights",
     "file",
