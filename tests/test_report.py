@@ -12,14 +12,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import erasebench
 from erasebench.report import __main__ as report
 from erasebench.report import figures
 from erasebench.report.board import boards, run_facts
 from erasebench.report.runs import read_runs
+from erasebench.report.site.curves import needed
 from erasebench.report.site.gather import gather
 from erasebench.report.site.render import command_of, data, sorting
 from erasebench.report.tables import read_results
-from tests.small import report_runs
+from tests.small import SMALL, report_runs
 
 NAMED = re.compile(r'<script type="application/json" id="grid-data">(.*?)</script>', re.DOTALL)
 
@@ -201,3 +203,26 @@ def test_the_command_loads_no_torch_and_helps_at_once(results, tmp_path):
         f"code = main(['results={results}', 'out={tmp_path}']); assert 'torch' not in sys.modules; sys.exit(code)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_other_concepts_are_drawn_over_the_distance_of_their_texts(tmp_path):
+    """Distances are those in the tables; a run without them has no figure."""
+    results = tmp_path / "results"
+    settings = ("evaluator=[classifier,spillover]", *SMALL[1:])
+    erasebench.run(*settings, f"results={results}", "method=uce", "attack=none", "concept=cat")
+    assert report.main([f"results={results}"]) == 0
+    assert (results / "report" / "figures" / "spillover-0.png").is_file()
+    assert "by the distance of their texts" in (results / "report" / "index.html").read_text()
+    scores = read_results(results)
+    far = scores[scores.metric.str.startswith("text_distance.")].groupby("prompt_id").value.first()
+    (page,) = (results / "report" / "cells").iterdir()
+    (group,) = (one for one in grid(page)["groups"] if one["name"] == "unrelated")
+    assert needed(group)["far"] == pytest.approx([far[name] for name in group["ids"]], rel=1e-3)
+    assert needed({**group, "name": "target"})["far"] == []
+
+
+def test_a_curve_over_distances_is_the_mean_of_each_part():
+    figure = figures.spillover("t", {"original": [(0.2, 1.0), (0.2, 0.0), (0.9, 1.0)], "uce": [(0.9, 0.0)], "none": []})
+    points, line, *_ = figure.axes[0].lines
+    assert [*points.get_ydata()] == [50, 100] and [*line.get_ydata()] == [50, 100]
+    assert figures.spillover("t", {"original": []}) is None

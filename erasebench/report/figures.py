@@ -113,3 +113,39 @@ def threshold(title: str, scores: Mapping[str, Sequence[float]]) -> Any:
     one.set(xlim=(0, 1), ylim=(-3, 103))
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
+
+
+BINS = 6  # of as many images each, of a curve over distances
+
+
+def spillover(title: str, kept: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
+    """How often other concepts are still drawn, over how far their names are from the erased one's.
+
+    Args:
+        kept: name of a line -> of each image the distance of its text and whether its concept is seen.
+
+    Points are the concepts' means, lines the means of :data:`BINS` parts with as many images each. None without images.
+    """
+    known = {name: np.asarray(pairs, float) for name, pairs in kept.items() if len(pairs)}
+    if not known:
+        return None
+    figure, one = axes(title, "distance of the text from the erased concept, 1 - cosine", "still drawn, %", (7, 4))
+    for i, (name, pairs) in enumerate(known.items()):
+        colour = GREY if i == 0 else COLOURS[(i - 1) % len(COLOURS)]
+        pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+        far = np.unique(pairs[:, 0])
+        one.plot(
+            far,
+            [100 * pairs[pairs[:, 0] == d, 1].mean() for d in far],
+            MARKS[i % len(MARKS)],
+            ms=4,
+            color=colour,
+            alpha=0.45,
+        )
+        parts = np.array_split(pairs, min(BINS, len(far)))
+        centre = np.array([part.mean(0) for part in parts])
+        dash = DASHES[i // len(COLOURS) % len(DASHES)]
+        one.plot(centre[:, 0], 100 * centre[:, 1], color=colour, ls=dash, lw=1.8, label=name[:LONGEST])
+    one.set(ylim=(-4, 104))
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure

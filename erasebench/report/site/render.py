@@ -18,7 +18,7 @@ from erasebench import progress
 from erasebench.report import board_text, figures, units
 from erasebench.report.card import public
 from erasebench.report.runs import NOTHING
-from erasebench.report.site import decision, images, pictures
+from erasebench.report.site import curves, decision, images, pictures
 from erasebench.report.site.gather import Cell, Checkpoint, Report
 from erasebench.store.files import replacing
 
@@ -58,8 +58,11 @@ def write(report: Report, out: Path, *, skipped: Sequence[str] = (), unsafe: boo
             bar.update(len(part))
     for model in report.checkpoints:
         _save(out / "models" / model.page, _model(env, model))
-    thresholds = _thresholds(report.cells, found, out)
-    _save(out / "index.html", _index(env, report, thresholds, len(shown), len(lost), skipped, out))
+    drawn = {
+        "thresholds": curves.thresholds(report.cells, found, out),
+        "spillover": curves.spillover(report.cells, found, out),
+    }
+    _save(out / "index.html", _index(env, report, drawn, len(shown), len(lost), skipped, out))
     _clear(report, shown | veils, out)
     return [out / "index.html", *(out / "models" / model.page for model in report.checkpoints)]
 
@@ -76,7 +79,7 @@ def _parts(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 class Made(NamedTuple):
-    """Of some cells: the pictures shown, the veils, the pictures that are lost, and of each cell its scores."""
+    """Of some cells: the pictures shown, the veils, the pictures that are lost, and what curves need of each cell."""
 
     shown: set[str]
     veils: set[str]
@@ -95,14 +98,8 @@ def _pages(cells: Sequence[Cell], models: Mapping[int, str], out: Path, unsafe: 
         made.shown.update(shown.values())
         made.veils.update(f"{wanted.files[place]}.veil.png" for place in wanted.veiled)
         made.lost.update(lost)
-        made.scores.append([_scores(one) for one in found if one["name"] in ("target", "attack")])
+        made.scores.append([curves.needed(one) for one in found])
     return made
-
-
-def _scores(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What figures need of a group."""
-    columns = [{key: one[key] for key in ("title", "side", "score")} for one in group["columns"]]
-    return {"name": group["name"], "columns": columns}
 
 
 def environment() -> Environment:
@@ -224,7 +221,7 @@ def _model(env: Environment, model: Checkpoint) -> str:
 def _index(
     env: Environment,
     report: Report,
-    thresholds: list[tuple[str, str]],
+    drawn: Mapping[str, list[tuple[str, str]]],
     shown: int,
     lost: int,
     skipped: Sequence[str],
@@ -249,7 +246,7 @@ def _index(
         up="", root=report.root.name, images=shown, lost=lost, skipped=skipped,
         boards=[_board(board, i, out) for i, board in enumerate(report.boards)], legend=board_text.LEGEND,
         checkpoints=models, checkpoint_links=[f"models/{model.page}" for model in report.checkpoints],
-        cells=cells, cell_links=[f"cells/{cell.page}" for cell in report.cells], thresholds=thresholds,
+        cells=cells, cell_links=[f"cells/{cell.page}" for cell in report.cells], **drawn,
         doubts=report.doubts,
     )  # fmt: skip
 
@@ -261,28 +258,3 @@ def _board(board: Any, number: int, out: Path) -> dict[str, Any]:
         figures.save(figure, out / "figures" / f"tradeoff-{number}")
         drawn = [(f"tradeoff-{number}", f"{board.name}: erasure against preservation")]
     return {"name": board.name, "lines": board_text.grid(board), "legend": board_text.legend(board), "figures": drawn}
-
-
-def _thresholds(cells: Sequence[Cell], found: Mapping[Cell, list[dict[str, Any]]], out: Path) -> list[tuple[str, str]]:
-    """One figure per model and concept: every method's scores on plain prompts, and under each attack."""
-    together: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for cell in cells:
-        place = together.setdefault((cell.names["model"], cell.names["concept"]), {"original model": []})
-        attack = cell.names["attack"]
-        name = cell.names["method"] + (f", {attack}" if attack != NOTHING else "")
-        for group in found[cell]:
-            if group["name"] != ("target" if attack == NOTHING else "attack") or cell.names["method"] == NOTHING:
-                continue
-            for column in group["columns"]:
-                known = [score for score in column["score"] if score is not None]
-                if column["side"] == "erased" and "plain" not in column["title"]:
-                    place.setdefault(name, []).extend(known)
-                elif column["side"] == "original" and attack == NOTHING and not place["original model"]:
-                    place["original model"] = known
-    drawn = []
-    for i, ((model, concept), scores) in enumerate(together.items()):
-        title = f"{concept} on {model}: share of images that reach a threshold"
-        if (figure := figures.threshold(title, scores)) is not None and any(scores.values()):
-            figures.save(figure, out / "figures" / f"threshold-{i}")
-            drawn.append((f"threshold-{i}", title))
-    return drawn
