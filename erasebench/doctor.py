@@ -34,7 +34,12 @@ def examine(arguments: Sequence[str]) -> str:
         Incomplete: with the report, something lacks or differs.
         ValueError: a mistake in what was given.
     """
+    from erasebench.cell import check_numbers
+    from erasebench.command.needs import resolved
+
     config, absent = resolved(arguments)
+    if not absent:
+        check_numbers(config)
     root = Path(config["results"]).expanduser()
     troubles: list[str] = []
     parts = {
@@ -47,26 +52,6 @@ def examine(arguments: Sequence[str]) -> str:
     if troubles:
         raise Incomplete(text, troubles)
     return f"{text}\nready"
-
-
-def resolved(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The config of the cell, and the keys that are still to be given."""
-    from omegaconf import OmegaConf
-
-    from erasebench.cell import check_numbers
-    from erasebench.command.composing import as_job, composed, session
-    from erasebench.command.typed import Typed
-
-    typed = Typed(tuple(arguments))
-    typed.check()
-    with session(typed.places), as_job(composed(typed, typed.overrides)) as cfg:
-        absent = sorted(OmegaConf.missing_keys(cfg))
-        for key in absent:
-            OmegaConf.update(cfg, key, None, force_add=True)
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-    if not absent:
-        check_numbers(config)
-    return config, absent
 
 
 def machine(root: Path) -> list[str]:

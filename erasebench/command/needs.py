@@ -20,10 +20,12 @@ from erasebench.command.typed import Typed
 USAGE = "usage: erasebench needs experiment=NAME | [model=NAME] [method=NAME] [attack=NAME] ..."
 
 
-def listing(arguments: Sequence[str]) -> str:
-    """The text that ``erasebench needs`` prints."""
-    from erasebench.preflight import needs
+def resolved(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The config of the cell, and the keys that are still to be given, which are None in it.
 
+    Raises:
+        ValueError: a mistake in what was given.
+    """
     typed = Typed(tuple(arguments))
     typed.check()
     with session(typed.places), as_job(composed(typed, typed.overrides)) as cfg:
@@ -31,6 +33,14 @@ def listing(arguments: Sequence[str]) -> str:
         for key in absent:
             OmegaConf.update(cfg, key, None, force_add=True)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return config, absent
+
+
+def listing(arguments: Sequence[str]) -> str:
+    """The text that ``erasebench needs`` prints."""
+    from erasebench.preflight import needs
+
+    config, absent = resolved(arguments)
     lines = [f"to be given   {key}=" for key in absent]
     for need in needs(config):
         state = "there" if need.there else {"download": "on first use"}.get(need.kind, "missing")
