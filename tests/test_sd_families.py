@@ -126,6 +126,7 @@ def test_the_command_runs_from_a_folder_and_goes_on(folders, family, tmp_path):
         "prompts.n={target:2,paraphrase:0,neighbour:0,unrelated:0,coco:0}",
     ]  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    written = b""
     for turn in range(2):
         command = [sys.executable, "-m", "erasebench", *args]
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=env, timeout=600)
@@ -134,8 +135,6 @@ def test_the_command_runs_from_a_folder_and_goes_on(folders, family, tmp_path):
         assert len(pd.read_parquet(folder / "scores.parquet"))
         record = json.loads((folder / "run.json").read_text())
         assert record["config"]["model"]["scheduler"] == "euler" and "scheduler-euler" in folder.parent.name
-        if turn:
-            assert (
-                "draw:" not in done.stderr and (folder / "run.json").read_bytes() == first
-            )  # what is finished is shown
-        first = (folder / "run.json").read_bytes()
+        if turn:  # what is finished is shown
+            assert "draw:" not in done.stderr and (folder / "run.json").read_bytes() == written
+        written = (folder / "run.json").read_bytes()
