@@ -69,3 +69,10 @@ def test_a_wrong_file_is_one_line(change, said, tmp_path):
     with pytest.raises(ValueError, match=said) as caught:
         read_published(tmp_path / "p.csv")
     assert "\n" not in str(caught.value)
+
+
+def test_every_paper_whose_title_is_known_has_authors_and_a_year():
+    entries = (published_folder() / "published.bib").read_text(encoding="utf-8").split("\n@misc{")[1:]
+    bare = {entry.split(",", 1)[0] for entry in entries if "title = {{" not in entry}
+    assert bare == {"baseline", "forceforget", "gaussiancore", "leaderboard", "recare", "unlearndiffatkleaderboard"}
+    assert all("author = {" in entry and "year = {20" in entry for entry in entries if "title = {{" in entry)
