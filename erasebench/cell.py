@@ -25,7 +25,7 @@ from erasebench.store import provenance
 from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
 from erasebench.store.sources import folder_hash, input_hashes, source_hash, targets
-from erasebench.types import KINDS, SAMPLERS, Prompt
+from erasebench.types import KINDS, SAMPLERS, Pipeline, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -256,10 +256,13 @@ def without_devices(node: Any) -> Any:
     return [without_devices(v) for v in node] if isinstance(node, list | tuple) else node
 
 
-def image_set(root: Path, weights: str, model: Mapping[str, Any], prompts: Sequence[Prompt]) -> ImageSet:
-    """The images of a model with these weights (their hash) under the config's drawing settings."""
+def image_set(
+    root: Path, weights: str, model: Mapping[str, Any], prompts: Sequence[Prompt], pipe: Pipeline | None = None
+) -> ImageSet:
+    """The images of a model with these weights (their hash) under the config's drawing settings; ``pipe``: itself."""
     key = store.key(VERSION, weights, drawing(model), source_hash([SAMPLER]))
-    return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts))
+    how = {name: model[name] for name in ("steps", "guidance_scale", "height", "width", "batch_size")} if pipe else {}
+    return ImageSet(key=key, folder=store.image_folder(root, key), prompts=tuple(prompts), model=pipe, how=how)
 
 
 # --- a run that grows ---

@@ -231,7 +231,7 @@ def draw(cell: Cell, models: Mapping[str, tuple[Pipeline, str]], prompts: Sequen
     What another process is drawing is left to it, and waited for at the end.
     """
     model = cell.config["model"]
-    sets = {side: image_set(cell.root, weights, model, prompts) for side, (_, weights) in models.items()}
+    sets = {side: image_set(cell.root, weights, model, prompts, pipe) for side, (pipe, weights) in models.items()}
     by_digest = {p.digest(): p for p in prompts}
     for images in sets.values():
         cell.refer("images", images.key)

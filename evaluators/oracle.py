@@ -46,8 +46,9 @@ class OracleDistance(Evaluator):
     moves the pictures, so an erasure is judged by how much of that way it went on the concept's prompts, and by how
     little it strayed on the others. Where there is nothing right to draw (an oracle asked for a cat draws a tiger or a
     dog) agreement is limited by chance: two models that both lost the concept need not draw the same thing in its
-    place. An image that either model could not make is a row with its status and no value. Not measured: the distance
-    of the predicted noise. No paper defines these; they need a model that nobody has for Stable Diffusion.
+    place. An image that either model could not make is a row with its status and no value. What the models predict
+    before there is an image: :mod:`evaluators.oracle_noise`. No paper defines these; they need a model that nobody has
+    for Stable Diffusion.
 
     Args:
         judge: names what is drawn; part of the metric's name.

@@ -22,7 +22,7 @@ GIVEN = {"judge": "a judge", "clip": "a model", "features": "a network"}  # node
 def test_the_evaluators_are_there():
     assert EVALUATORS == [
         "asr", "classifier", "clip_score", "cmmd", "fid", "kid", "layer_distance", "lpips", "nudenet", "oracle",
-        "spillover",
+        "oracle_noise", "spillover",
     ]  # fmt: skip
 
 

@@ -6,11 +6,11 @@ Another run adds files, and two writers at once write the same thing under the s
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from PIL import Image
 from erasebench.limits import open_image, open_parquet
 from erasebench.store.cache import key, plain_key
 from erasebench.store.files import replacing
-from erasebench.types import Prompt, Status
+from erasebench.types import Pipeline, Prompt, Status
 
 SHARD_SIZE = 64  # images of a logical shard: what a killed run loses at most
 
@@ -147,11 +147,15 @@ class ImageSet:
         key: content hash of everything the images depend on; equal keys mean equal images.
         folder: where the shards lie (columns digest, status, png).
         prompts: the prompts drawn, in order.
+        model: what drew them, for evaluators that ask it more; None where images are all there is.
+        how: the settings it draws with: steps, guidance_scale, height, width, batch_size.
     """
 
     key: str
     folder: Path
     prompts: tuple[Prompt, ...]
+    model: Pipeline | None = field(default=None, compare=False, repr=False)
+    how: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def only(self, groups: Sequence[str]) -> ImageSet:
         """The same images, restricted to some prompt groups."""
