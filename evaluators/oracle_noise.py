@@ -47,7 +47,8 @@ class OracleNoise(Evaluator):
         return tuple(
             Headline(
                 metric="oracle_noise", group=group, label=f"distance to the oracle's noise: {words.get(group, group)}",
-                head="" if group == "attack" else f"oracle noise: {group}", place=140 + place, role="likeness",
+                head="" if group == "attack" else f"oracle noise: {group}", place=140 + place, unit="%",
+                role="likeness",
             )
             for place, group in enumerate(GROUPS)
         )  # fmt: skip
