@@ -31,36 +31,44 @@ def write(root: Path, wanted: Mapping[str, Sequence[str]] | None = None) -> str:
         Incomplete: runs that are damaged are left out of it.
         OSError, ValueError: no runs, none that can be read, or a filter that fits none.
     """
+    from erasebench.report import kept
+    from erasebench.store.files import replacing
+
+    made = kept.once(root, "leaderboard", [str(root), wanted], lambda: _made(root, wanted or {}))
+    for name, text in made["files"].items():
+        with replacing(root / name) as work:
+            work.write_text(text, encoding="utf-8", newline="")
+    if made["skipped"]:
+        raise Incomplete(made["said"], made["skipped"])
+    return str(made["said"])
+
+
+def _made(root: Path, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The files' texts by name, what is said, and a line for each run that is left out."""
     from erasebench.report import board_text
     from erasebench.report.gathering import gathered
     from erasebench.report.leaderboard import board_of, grid, legend
     from erasebench.report.printing import as_markdown, as_text, plain
-    from erasebench.report.tables import write_csv
-    from erasebench.store.files import replacing
+    from erasebench.report.tables import csv_text
 
     skipped: list[str] = []
-    all_of_it = gathered(root, wanted or {}, filtered, skipped)
+    all_of_it = gathered(root, wanted, filtered, skipped)
     found, cells = all_of_it.boards, board_of(all_of_it.summaries)
     lines = grid(cells)
     doubts = [plain(f"{flag['flag']}: {flag['message']} {flag['what_to_do']}") for flag in all_of_it.doubts]
-    write_csv(root / "leaderboard.csv", board_text.wide(found))
-    write_csv(root / "leaderboard_cells.csv", cells.table)
     told_below = "\n".join(map(plain, legend(cells).split("\n")))
     below = f"## Cells\n\n{as_markdown(lines)}\n\n{told_below}"
     listed = f"\n\nDoubts (docs/flags.md):\n\n{chr(10).join(f'- {doubt}' for doubt in doubts)}" if doubts else ""
     texts = {
+        "leaderboard.csv": csv_text(board_text.wide(found)),
+        "leaderboard_cells.csv": csv_text(cells.table),
         "leaderboard.md": f"# Leaderboard\n\n{board_text.markdown(found)}\n\n{below}{listed}\n",
         "leaderboard.html": board_text.page(found, lines, doubts),
     }
-    for name, text in texts.items():
-        with replacing(root / name) as work:
-            work.write_text(text, encoding="utf-8")
     told = "\n\n".join(f"{one.name}\n{as_text(board_text.grid(one))}\n{board_text.legend(one)}" for one in found)
-    files = ", ".join(str(root / name) for name in ("leaderboard.csv", "leaderboard_cells.csv", *texts))
+    files = ", ".join(str(root / name) for name in texts)
     said = f"{told}\n\n{board_text.LEGEND}{''.join(f'{chr(10)}! {doubt}' for doubt in doubts)}\n\nwritten: {files}"
-    if skipped:
-        raise Incomplete(said, skipped)
-    return said
+    return {"files": texts, "said": said, "skipped": skipped}
 
 
 def filtered(scores: Any, wanted: Mapping[str, Sequence[str]]) -> Any:

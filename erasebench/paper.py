@@ -25,9 +25,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from erasebench.command.arguments import Incomplete, command, parse
+
+if TYPE_CHECKING:
+    from erasebench.report.layouts import Layout
 
 USAGE = (
     "usage: python -m erasebench.paper table=NAME [format=markdown|latex|csv] [results=DIR] [model=A,B] [concept=] "
@@ -47,34 +50,43 @@ def table(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: str, 
         Incomplete: runs that are damaged are left out of it.
         OSError, ValueError: no runs, none that are wanted, or files that cannot be read.
     """
-    import pandas as pd
-
-    from erasebench.report import attack_tables, paired, readme_tables
+    from erasebench.report import kept
     from erasebench.report.published import disagreement, read_published
-    from erasebench.report.runs import read_runs
-    from erasebench.report.tables import read_scores
 
     if name == "disagreement":
         return written(disagreement(read_published()), name, out, format)
+    if name in ("methods", "cost", "paired", "attacks", "attack_matrix"):
+        made = kept.once(root, "table", [str(root), name, wanted], lambda: _lines(name, root, wanted, ""))
+    else:  # they read more than the tables of these runs
+        made = _lines(name, root, wanted, out)
+    said = written(made["lines"], name, out, format) if made["lines"] else out or "budget.png"
+    if made["skipped"]:
+        raise Incomplete(said, made["skipped"])
+    return said
+
+
+def _lines(name: str, root: Path, wanted: Mapping[str, Sequence[str]], out: str) -> dict[str, list[Any]]:
+    """A table's lines, and a line for each run that is left out of it."""
+    from erasebench.report import attack_tables, paired, readme_tables
+    from erasebench.report.runs import read_runs
+    from erasebench.report.tables import read_coded
+
     skipped: list[str] = []
     found = read_runs(root, skipped)
     if not any(run.is_(wanted) for run in found):
         asked = " ".join(f"{key}={','.join(values)}" for key, values in wanted.items())
         raise ValueError(f"{root / 'runs'} must hold what is asked for; got none with {asked}; leave a filter out")
+    lines: list[list[str]] = []
     if name in ("methods", "cost"):
         lines = getattr(readme_tables, name)(found, wanted)
     elif name == "paired":
-        scores = [read_scores(run.folder / "scores.parquet") for run in found if run.is_(wanted)]
-        lines = paired.lines(paired.compare_methods(pd.concat(scores), methods=wanted.get("method", ())))
+        scores = read_coded([run.folder / "scores.parquet" for run in found if run.is_(wanted)])
+        lines = paired.lines(paired.compare_methods(scores, methods=wanted.get("method", ())))
     elif name == "budget":
-        lines = []
         attack_tables.draw_budget(attack_tables.cells(found, wanted), Path(out or "budget.png"))
     else:
         lines = getattr(attack_tables, name)(attack_tables.cells(found, wanted))
-    said = written(lines, name, out, format) if lines else out or "budget.png"
-    if skipped:
-        raise Incomplete(said, skipped)
-    return said
+    return {"lines": lines, "skipped": skipped}
 
 
 def layout(name: str, root: Path, wanted: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> str:
@@ -90,17 +102,38 @@ def layout(name: str, root: Path, wanted: Mapping[str, Sequence[str]], given: Ma
         Incomplete: runs that are damaged are left out of it.
         OSError, ValueError: no such layout, nothing to fill it with, or files that cannot be read.
     """
-    from erasebench.report import layout_published, layout_tables, layout_text
+    from erasebench.report import kept, layout_text
     from erasebench.report.layouts import SPREADS, read_layout, shipped
-    from erasebench.report.published import published_folder, read_published
-    from erasebench.report.runs import read_runs
+    from erasebench.report.published import published_folder
+    from erasebench.store.files import file_hash
 
-    asked = read_layout(shipped().get(name, name))
+    path = shipped().get(name, name)
+    asked = read_layout(path)
     spread = given["spread"] or asked.spread
     if spread not in SPREADS:
         raise ValueError(f"spread must be one of {', '.join(SPREADS)}; got {spread!r}")
     if given["bib"] and not given["published"]:
         raise ValueError("bib - must come with published=true; got none that is cited; add published=true")
+    files = [path, *(published_folder() / one for one in ("published.csv", "published.bib") if given["published"])]
+    depends = [str(root), asked.name, wanted, spread, given["published"], given["format"], *map(file_hash, files)]
+    made = kept.once(root, "layout", depends, lambda: _filled(asked, root, wanted, spread, given))
+    if given["bib"]:
+        bib = (published_folder() / "published.bib").read_text(encoding="utf-8")
+        saved(layout_text.bibliography(bib, made["sources"]), given["bib"])
+    said = saved(made["text"], given["out"])
+    if made["skipped"]:
+        raise Incomplete(said, made["skipped"])
+    return said
+
+
+def _filled(
+    asked: Layout, root: Path, wanted: Mapping[str, Sequence[str]], spread: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A layout's text, the keys of what it cites, and a line for each run that is left out of it."""
+    from erasebench.report import layout_published, layout_tables, layout_text
+    from erasebench.report.published import read_published
+    from erasebench.report.runs import read_runs
+
     skipped: list[str] = []
     found = [run for run in read_runs(root, skipped) if run.is_(wanted)]
     filled = layout_tables.fill(asked, *layout_tables.wanted_scores(found, asked), order=wanted.get("method", ()))
@@ -109,13 +142,9 @@ def layout(name: str, root: Path, wanted: Mapping[str, Sequence[str]], given: Ma
         (one, layout_text.lines(one, spread, [] if known is None else layout_published.printed(one, known)))
         for one in filled
     ]
-    if given["bib"]:
-        bib = (published_folder() / "published.bib").read_text(encoding="utf-8")
-        saved(layout_text.bibliography(bib, [line for _, lines in parts for line in lines]), given["bib"])
-    said = saved(layout_text.text(parts, spread, given["format"]), given["out"])
-    if skipped:
-        raise Incomplete(said, skipped)
-    return said
+    text = layout_text.text(parts, spread, given["format"])
+    sources = sorted({line.source for _, lines in parts for line in lines} - {""})
+    return {"text": text, "sources": sources, "skipped": skipped}
 
 
 def written(lines: Sequence[Sequence[str]], name: str, out: str, format: str) -> str:

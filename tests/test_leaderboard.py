@@ -201,9 +201,10 @@ def test_the_command_prints_and_writes_the_table_without_torch(tmp_path):
     for method in ("uce", "rece"):
         write_scores(tmp_path / "runs" / "emoji" / "cat" / method / "none" / "seed0" / "scores.parquet", scores(method))
     code = (
-        "import sys; from erasebench.leaderboard import main; code = main(sys.argv[1:]);"
+        "import sys; from erasebench.leaderboard import main;"
         "import erasebench.paper, erasebench.report.attack_tables, erasebench.report.readme_tables;"
-        "loaded = {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules);"
+        "loaded = {'scipy'} & set(sys.modules); code = main(sys.argv[1:]);"  # of which only sums of rates need a part
+        "loaded |= {'torch', 'diffusers', 'transformers', 'scipy.stats'} & set(sys.modules);"
         "sys.exit(code or (3 if loaded else 0))"
     )
     done = subprocess.run(

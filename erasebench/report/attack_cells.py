@@ -2,57 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from erasebench.report import units
+from erasebench.report.codes import codes, firsts, plain
 from erasebench.report.runs import Run
-from erasebench.report.tables import CELL, read_scores, summarise
+from erasebench.report.tables import CELL, read_coded, summarise
 
-Summary = tuple[dict[str, Any], tuple[Run, ...], pd.DataFrame]  # of a cell: its names, its runs, its headlines
+Rows = Sequence[Mapping[str, Any]]  # of a summary
+Summary = tuple[dict[str, Any], tuple[Run, ...], Rows]  # of a cell: its names, its runs, its headlines
 
 
 def summaries(found: Sequence[Run]) -> list[Summary]:
-    """The cells of some runs in the order of these, a concept at a time where they are many."""
+    """The cells of some runs in the order of these, with the headlines of target and attack prompts."""
     known = units.of_runs(found)
     parts = units.derived(known, "attacks", _unit) if known is not None else None
-    if parts is None:
-        return _of_cells(found)
-    by_key, out = {run.key: run for run in found}, []
-    for part in parts:
-        cells, rows = units.plain(part["cells"]), units.plain(part["rows"])
-        own = dict(iter(rows.groupby("cell", sort=False)))
-        for one, these in cells.groupby("cell", sort=False):
-            names = {name: these.iloc[0][name] for name in CELL}
-            summary = own[one].drop(columns="cell").set_axis(own[one]["at"]).drop(columns="at")
-            out.append((names, tuple(by_key[run] for run in these.run), summary))
+    if known is None or parts is None:
+        return _cells(found, _unit(found))
+    out = [one for runs, part in zip(known.units(), parts, strict=True) for one in _cells(runs, part)]
     place = {run.key: i for i, run in enumerate(found)}
     return sorted(out, key=lambda one: place[one[1][0].key])
 
 
+def _cells(found: Sequence[Run], part: Mapping[str, pd.DataFrame]) -> list[Summary]:
+    runs, rows = dict[tuple[Any, ...], list[Run]](), dict[tuple[Any, ...], list[Mapping[str, Any]]]()
+    for at, *cell in plain(part["cells"]).itertuples(index=False, name=None):
+        runs.setdefault(tuple(cell), []).append(found[at])
+    for row in plain(part["rows"]).to_dict("records"):
+        rows.setdefault(tuple(row[name] for name in CELL), []).append(row)
+    return [(dict(zip(CELL, cell, strict=True)), tuple(own), rows.get(cell, [])) for cell, own in runs.items()]
+
+
 def _unit(found: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """:func:`_of_cells` as frames: which runs are of which cell, and the rows of all, with the cell's number."""
-    parts = _of_cells(found)
-    if not parts:
-        raise ValueError("tables must have rows of target or attack prompts")
-    cells = [{"cell": i, "run": run.key, **names} for i, (names, runs, _) in enumerate(parts) for run in runs]
-    words = {name: "str" for name in ("run", *CELL) if name != "control"}
-    rows = [rows.assign(cell=i, at=rows.index) for i, (*_, rows) in enumerate(parts)]
-    return {"cells": pd.DataFrame(cells).astype(words), "rows": pd.concat(rows, ignore_index=True)}
-
-
-def _of_cells(found: Sequence[Run]) -> list[Summary]:
-    grouped: dict[tuple[Any, ...], list[tuple[Run, pd.DataFrame]]] = {}
-    for run in found:
-        scores = read_scores(run.folder / "scores.parquet", headlines=True)
-        scores = scores[scores.group.isin(["target", "attack"])]
-        if len(scores):
-            grouped.setdefault(tuple(scores.iloc[0][list(CELL)]), []).append((run, scores))
-    out = []
-    for cell, parts in grouped.items():
-        runs, scores = zip(*parts, strict=True)
-        summary = summarise(pd.concat(scores))
-        out.append((dict(zip(CELL, cell, strict=True)), runs, summary[summary.relation == ""]))
-    return out
+    """Which run, by its place, is of which cell, and the summaries of all of them."""
+    scores = read_coded([run.folder / "scores.parquet" for run in found], headlines=True)
+    scores = scores[scores.group.isin(["target", "attack"])]
+    first = firsts(codes(scores.assign(at=scores.index), ["at"]))
+    cells = scores[list(CELL)].iloc[first].reset_index(names="at")
+    order = np.argsort(cells["at"], kind="stable")
+    summary = summarise(scores, apart=True)
+    return {"cells": cells.iloc[order], "rows": summary[summary.relation == ""]}

@@ -17,8 +17,9 @@ from typing import Any, get_args
 import pandas as pd
 
 from erasebench.report import budget
-from erasebench.report.attack_cells import summaries
-from erasebench.report.checks import ADAPTIVE, difference, headlines
+from erasebench.report.attack_cells import Rows, summaries
+from erasebench.report.checks import ADAPTIVE, difference
+from erasebench.report.evidence import first_judge
 from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, find_run, method_names
 from erasebench.types import Access, Strength
@@ -48,7 +49,7 @@ class Cell:
     method: str  # as tables call it
     attack: str  # the same
     runs: tuple[Run, ...]
-    summary: pd.DataFrame
+    summary: Rows
     searched: Mapping[str, float]  # folder of an attack step -> seconds of the run that computed it
 
     @property
@@ -58,7 +59,7 @@ class Cell:
     @property
     def plain(self) -> bool:
         """Nothing attacks: only the plain prompts were drawn."""
-        return not (self.summary.group == "attack").any()
+        return all(row["group"] != "attack" for row in self.summary)
 
     @property
     def control(self) -> bool:
@@ -88,16 +89,20 @@ class Cell:
 
     def rate(self, group: str, side: str = "mean") -> Rate:
         """How often the concept is there, in images of the erased model (``mean``) or the original one (``base``)."""
-        return _rate(self.seen(group), side)
+        return _rate(self.seen(group)[:1], side)
 
-    def seen(self, group: str) -> pd.DataFrame:
-        """The row of a group that says how often the concept is there."""
-        return headlines(self.summary[self.summary.group == group], "present")
+    def seen(self, group: str) -> Rows:
+        """The rows of a group that say how often the concept is there."""
+        return first_judge([row for row in self.summary if row["group"] == group], "present")
+
+    def most_of(self, group: str, name: str) -> int:
+        """The largest of a count in these rows."""
+        return max((int(row[name]) for row in self.seen(group)), default=0)
 
     def success(self) -> dict[str, Rate]:
         """The rates of success that the runs' evaluators declare, in their order: column -> rate."""
-        rows = headlines(self.summary, "success").sort_values("place", kind="stable")
-        return {row["head"] or row.label: _rate(rows.loc[[i]]) for i, row in rows.iterrows()}
+        rows = sorted(first_judge(self.summary, "success"), key=lambda row: row["place"])
+        return {row["head"] or row["label"]: _rate([row]) for row in rows}
 
     @cached_property
     def curve(self) -> pd.DataFrame | None:
@@ -128,12 +133,12 @@ class Cell:
         return f"- ({encoded:,.0f} texts encoded)" if encoded else "-"
 
 
-def _rate(rows: pd.DataFrame, side: str = "mean") -> Rate:
-    if not len(rows) or not rows.iloc[0].n:
+def _rate(rows: Rows, side: str = "mean") -> Rate:
+    if not rows or not rows[0]["n"]:
         return Rate()
     names = ("mean", "low", "high") if side == "mean" else (side, f"{side}_low", f"{side}_high")
-    mean, low, high = (float(rows.iloc[0][k]) for k in names)
-    return Rate(mean, low, high, few=too_few(rows.iloc[0]))
+    mean, low, high = (float(rows[0][k]) for k in names)
+    return Rate(mean, low, high, few=too_few(rows[0]))
 
 
 def _total(found: Iterable[Mapping[str, Any]], name: str) -> float:
@@ -216,14 +221,13 @@ def attacks(found: Sequence[Cell]) -> list[list[str]]:
     ]
     lines = [[*heads, "ahead by"]]
     for cell in found:
-        group, shown = ("target" if cell.plain else "attack"), cell.seen("target" if cell.plain else "attack")
+        group = "target" if cell.plain else "attack"
         same = cell.names["method"] == NOTHING or cell.own_words
         success = cell.success()
         row = {
             "concept": cell.names["concept"], "method": cell.method, "attack": cell.attack,
             "strength": "-" if cell.plain else cell.names["strength"],
-            "n": str(int(shown.n.max()) if len(shown) else 0),
-            "clusters": str(int(shown.clusters.max()) if len(shown) else 0),
+            "n": str(cell.most_of(group, "n")), "clusters": str(cell.most_of(group, "clusters")),
             "original model": "-" if same else str(cell.rate(group, "base")), "plain prompts": str(cell.rate("target")),
             "attack prompts": "-" if cell.plain else str(cell.rate("attack")),
             **{name: str(success.get(name, Rate())) for name in rates},
@@ -275,7 +279,7 @@ def transfer(found: Sequence[Cell]) -> list[list[str]]:
         for c in found:  # its own run says how the prompts did where they were found
             if c.runs[0].folder.parts[-4:-1] == (concept, method, attack):
                 at[c.method] = f"**{c.rate('attack')}**"
-        n = int(tried[0].seen("attack").n.max())
+        n = tried[0].most_of("attack", "n")
         line = [concept, attack, method, str(n), str(tried[0].rate("attack", "base"))]
         lines.append(line + [at.get(m, "-") for m in columns])
     return lines

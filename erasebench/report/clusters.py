@@ -58,8 +58,14 @@ def inside(t: float, df: int) -> float:
 
 def _members(clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     """Number of each value's cluster and the clusters' sizes, in an order that the rows' does not change."""
-    _, inverse, sizes = np.unique(np.asarray(list(clusters)), return_inverse=True, return_counts=True)
+    own = clusters if isinstance(clusters, np.ndarray) else np.asarray(list(clusters))
+    _, inverse, sizes = np.unique(own, return_inverse=True, return_counts=True)
     return inverse, sizes.astype(float)
+
+
+def count(clusters: Clusters) -> int:
+    """How many there are."""
+    return len(np.unique(clusters)) if isinstance(clusters, np.ndarray) else len(set(clusters))
 
 
 def agreement(values: Values, clusters: Clusters) -> float:
@@ -71,8 +77,10 @@ def agreement(values: Values, clusters: Clusters) -> float:
     >>> agreement([0, 1, 0, 1], [*"aabb"]), agreement([1, 1, 1, 1], [*"aabb"]), agreement([0, 0, 1, 1], [*"aabb"])
     (0.5, 1.0, 1.0)
     """
-    drawn = np.asarray(values, dtype=float)
-    inverse, sizes = _members(clusters)
+    return _agreement(np.asarray(values, dtype=float), *_members(clusters))
+
+
+def _agreement(drawn: np.ndarray, inverse: np.ndarray, sizes: np.ndarray) -> float:
     n, k = len(drawn), len(sizes)
     if k < 2 or k == n or np.ptp(drawn) == 0:
         return 1.0
@@ -90,9 +98,9 @@ def effective(values: Values, clusters: Clusters) -> float:
     >>> effective([1] * 6, [*"aaabbb"]), effective([1, 0, 1], [*"abc"])
     (2.0, 3.0)
     """
-    _, sizes = _members(clusters)
+    inverse, sizes = _members(clusters)
     n = sizes.sum()
-    return float(n / (1 + ((sizes**2).sum() / n - 1) * agreement(values, clusters)))
+    return float(n / (1 + ((sizes**2).sum() / n - 1) * _agreement(np.asarray(values, dtype=float), inverse, sizes)))
 
 
 def alone(clusters: Clusters) -> bool:
@@ -101,7 +109,7 @@ def alone(clusters: Clusters) -> bool:
     >>> alone("abc"), alone("aab")
     (True, False)
     """
-    return len(set(clusters)) == len(clusters)
+    return count(clusters) == len(clusters)
 
 
 def rate(values: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[float, float]:
@@ -117,9 +125,9 @@ def rate(values: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[
     >>> [round(x, 2) for x in rate([1] * 35 + [0] * 15, [f"text {i % 8}" for i in range(50)])]
     [0.48, 0.85]
     """
-    if alone(clusters):
-        return wilson(int(sum(values)), len(values), confidence)
-    k = len(set(clusters))
+    k = count(clusters)
+    if k == len(clusters):
+        return wilson(int(np.sum(values)), len(values), confidence)
     if k < FEWEST:
         return nan, nan
     mean = float(np.mean(np.asarray(values, dtype=float)))
@@ -129,8 +137,8 @@ def rate(values: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[
 def exact(values: Values, clusters: Clusters, confidence: float = 0.95) -> tuple[float, float]:
     """:func:`rate` with Clopper-Pearson in Wilson's place, for what is put together from several rates."""
     if alone(clusters):
-        return clopper_pearson(float(sum(values)), len(values), confidence)
-    k = len(set(clusters))
+        return clopper_pearson(float(np.sum(values)), len(values), confidence)
+    k = count(clusters)
     if k < FEWEST:
         return nan, nan
     n = effective(values, clusters)
@@ -177,7 +185,7 @@ def mean_test(values: Values, clusters: Clusters) -> float:
     low, high = mean(values, clusters)
     if low != low:
         return nan
-    df = len(set(clusters)) - 1
+    df = count(clusters) - 1
     middle, margin = (low + high) / 2, (high - low) / 2
     if margin == 0:
         return 1.0 if middle == 0 else 0.0
@@ -199,7 +207,7 @@ def paired_rates(first: Values, second: Values, clusters: Clusters, confidence: 
     both, gained, lost, neither = (float(x.sum()) for x in (a * b, a * (1 - b), (1 - a) * b, (1 - a) * (1 - b)))
     if alone(clusters):
         return exact_paired(both, gained, lost, neither, confidence)
-    k = len(set(clusters))
+    k = count(clusters)
     if k < FEWEST:
         return nan, nan
     share = effective(a - b, clusters) / len(a)

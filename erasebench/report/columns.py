@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 CELL = ("model", "concept", "method", "recipe", "attack", "budget", "settings", "access", "strength", "control")
 FACTS = ("role", "label", "head", "unit", "place")  # of a headline, as its evaluator declares it
@@ -18,6 +19,13 @@ DTYPES: Mapping[str, str] = {
     **dict.fromkeys(FACTS, "str"), "place": "Int64",
 }  # fmt: skip
 COLUMNS = tuple(DTYPES)
+ARROW = {
+    "str": pa.string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(),
+    "boolean": pa.bool_(),
+}  # fmt: skip
+WORDS = [name for name, dtype in DTYPES.items() if dtype == "str"]
+SCHEMA = pa.schema([(name, ARROW[dtype]) for name, dtype in DTYPES.items()])
+CODED = pa.schema([(n, pa.dictionary(pa.int32(), pa.string()) if n in WORDS else ARROW[t]) for n, t in DTYPES.items()])
 METRIC = ("evaluator", "evaluator_version", "metric", "judge")
 KEYS = (*CELL, "group", "relation", *METRIC)
 NUMBERS = ("mean", "low", "high", "base", "base_low", "base_high", "delta", "delta_low", "delta_high", "p_value")
@@ -28,9 +36,10 @@ SUMMARY_DTYPES = {name: DTYPES.get(name, "int64" if name in COUNTS else "float64
 
 
 def typed(frame: pd.DataFrame, name: str, dtypes: Mapping[str, str] = DTYPES) -> pd.DataFrame:
-    """The frame with these columns and dtypes."""
+    """The frame with these columns and dtypes; texts may stay categorical."""
     complete(list(map(str, frame.columns)), name, dtypes)
-    return frame[list(dtypes)].astype(dict(dtypes))
+    words = {n for n, is_ in dtypes.items() if is_ == "str" and isinstance(frame[n].dtype, pd.CategoricalDtype)}
+    return frame[list(dtypes)].astype({n: is_ for n, is_ in dtypes.items() if n not in words})
 
 
 def complete(columns: Sequence[str], name: str, dtypes: Mapping[str, str] = DTYPES) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import pandas as pd
@@ -33,6 +33,13 @@ def headlines(summary: pd.DataFrame, role: Role) -> pd.DataFrame:
     """
     rows = summary[summary.role == role]
     return rows[rows.judge == rows.sort_values(["place", "judge"]).judge.iloc[0]] if len(rows) else rows
+
+
+def first_judge(rows: Sequence[Mapping[str, Any]], role: Role) -> list[Mapping[str, Any]]:
+    """:func:`headlines` of rows as mappings."""
+    own = [row for row in rows if row["role"] == role]
+    judge = min(own, key=lambda row: (row["place"], row["judge"]))["judge"] if own else ""
+    return [row for row in own if row["judge"] == judge]
 
 
 def _fallen(scores: pd.DataFrame, summary: pd.DataFrame) -> Iterator[Any]:

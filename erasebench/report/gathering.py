@@ -12,11 +12,12 @@ import pandas as pd
 from erasebench.report import units
 from erasebench.report.board import Board, boards, boards_of, run_facts
 from erasebench.report.checks import Flag, attack_rows, attack_summary, between_attacks, flags_between
+from erasebench.report.codes import joined, plain
 from erasebench.report.evidence import other_settings
 from erasebench.report.leaderboard import by_versions, cell_summaries, told_apart
 from erasebench.report.pooling import COLUMN, ROW, items
 from erasebench.report.runs import Run
-from erasebench.report.tables import CELL, METRIC, kinds, read_results, read_scores
+from erasebench.report.tables import CELL, METRIC, kinds, read_coded, read_results
 
 POOLED = (  # role is one of COLUMN
     "run", "model", "task", "concept", *ROW, *COLUMN, "item", "text", "weights", "whole", "value", "low", "high",
@@ -80,15 +81,15 @@ def _by_concept(found: units.Known) -> Gathered | None:
     parts = units.derived(found, "boards", _unit, [tasks])
     if parts is None:
         return None
-    said = units.plain(units.joined([part["kinds"] for part in parts]))
+    said = plain(joined([part["kinds"] for part in parts]))
     if said.drop_duplicates().duplicated(["scope", *METRIC]).any():  # two concepts disagree on what is a rate
         return None
-    pooled = units.joined([part["pooled"][~part["pooled"].whole] for part in parts]
+    pooled = joined([part["pooled"][~part["pooled"].whole] for part in parts]
                           + [part["pooled"][part["pooled"].whole] for part in parts])  # fmt: skip
-    summary = units.plain(units.joined([part["summaries"] for part in parts]))
+    summary = plain(joined([part["summaries"] for part in parts]))
     summaries = [(str(v), own.drop(columns="versions").reset_index(drop=True))
                  for v, own in summary.groupby("versions", sort=True)]  # fmt: skip
-    attacked = units.plain(units.joined([part["attacks"] for part in parts]))
+    attacked = plain(joined([part["attacks"] for part in parts]))
     doubts = [*flags_between(attacked), *other_settings(found.cells)]
     ran = found.cells[[*ROW, "run"]]
     return Gathered(boards_of(pooled, ran, facts), summaries, doubts, found.cells, list(found.runs.values()))
@@ -100,8 +101,7 @@ def _unit(runs: Sequence[Run], tasks: Mapping[str, str]) -> dict[str, pd.DataFra
     Raises:
         ValueError: a table that cannot be read, or is of several.
     """
-    tables = [read_scores(run.folder / "scores.parquet", headlines=True) for run in runs]
-    scores = pd.concat(tables, ignore_index=True)
+    scores = read_coded([run.folder / "scores.parquet" for run in runs], headlines=True).reset_index(drop=True)
     if not units.single(scores, runs, scores.model.iloc[0], scores.concept.iloc[0]):
         raise ValueError("tables must be of one run, model and concept each")
     pooled = items(scores, tasks)[list(POOLED)]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from erasebench.report import clusters
+from erasebench.report.codes import codes, firsts, plain
 from erasebench.report.sharing import clusters_of
 from erasebench.types import Prompt, Score
 
@@ -30,11 +31,19 @@ def by_image(scores: pd.DataFrame) -> pd.DataFrame:
     Args:
         scores: the tidy table; distances without influences, or that could not be measured, give no rows.
     """
-    moved = scores[(scores.role == "influence") & (scores.status == "ok")]
-    moved = moved.assign(metric=moved.metric.str.removeprefix(PREFIX)).drop(columns=FACTS)
-    whole = scores[(scores.role == "distance") & scores.prompt_id.isna() & (scores.status == "ok")]
-    both = moved.merge(whole[[*SET, *FACTS, "value"]], on=SET, suffixes=("", "_of_set"))
-    return both.assign(value=both.value + both.pop("value_of_set"), rate=False)[list(scores.columns)]
+    ok = scores.status.eq("ok").to_numpy(bool)
+    moved = np.flatnonzero(scores.role.eq("influence").to_numpy(bool) & ok)
+    whole = np.flatnonzero((scores.role.eq("distance") & scores.prompt_id.isna()).to_numpy(bool) & ok)
+    sets = codes(scores.iloc[moved], SET)
+    first = firsts(sets)
+    named = scores[SET].iloc[moved[first]].astype({"metric": "str"}).assign(set=sets[first])
+    named["metric"] = named.metric.str.removeprefix(PREFIX)
+    known = plain(named).merge(plain(scores[SET].iloc[whole]).assign(whole=whole), on=SET)[["set", "whole"]]
+    both = pd.DataFrame({"set": sets, "moved": moved}).merge(known, on="set")
+    out = scores.iloc[both.moved].reset_index(drop=True)
+    of_set = {name: scores[name].iloc[both.whole].array for name in (*FACTS, "metric")}
+    value = out.value.to_numpy(float) + scores.value.to_numpy(float)[both.whole]
+    return out.assign(**of_set, value=value, rate=False)
 
 
 def rows(

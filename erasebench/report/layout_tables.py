@@ -14,14 +14,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
 
+from erasebench.limits import open_parquet
 from erasebench.report.board import REFERENCES, apart, columns_of, measure, pairs_of, row_labels
 from erasebench.report.board import Column as Measured
+from erasebench.report.codes import coded, codes, firsts, joined, plain, sorted_words
 from erasebench.report.layouts import DIRECTIONS, Asked, Layout, fits
 from erasebench.report.pairs import Pairs
 from erasebench.report.pooling import ROW, items
 from erasebench.report.runs import NOTHING, Run
-from erasebench.report.tables import CELL, read_scores, scores_frame
+from erasebench.report.tables import CELL, frame_of, read_coded, rows_of
 from erasebench.types import Score
 
 ALL = "all"  # the block of all concepts
@@ -76,36 +80,41 @@ class Table:
 
 def wanted_scores(found: Iterable[Run], layout: Layout) -> tuple[pd.DataFrame, dict[str, str]]:
     """The scores that some column is about, of the runs that a layout is about, and the task of each run."""
-    parts, tasks = [], {}
-    costs = any(fnmatchcase(COST, asked.evaluator) for asked in layout.columns)
-    for run in found:
-        task = str(run.record["config"].get("concept", {}).get("kind", ""))
-        if all(fits({**run.names, "task": task}[key], those) for key, those in layout.where.items()):
-            scores = read_scores(run.folder / "scores.parquet")
-            scores = pd.concat([scores, *(_cost(run, scores) if costs else [])], ignore_index=True)
-            names = scores[["evaluator", "metric"]].drop_duplicates().itertuples(index=False, name=None)
-            known = {pair for pair in names if any(asked.means(*pair) for asked in layout.columns)}
-            pairs = pd.Series(zip(scores.evaluator, scores.metric, strict=True), index=scores.index, dtype=object)
-            parts.append(scores[pairs.isin(known)])
-            tasks[run.key] = task
-    return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()), tasks
+    tasks = {run.key: str(run.record["config"].get("concept", {}).get("kind", "")) for run in found}
+    own = [
+        run
+        for run in found
+        if all(fits({**run.names, "task": tasks[run.key]}[key], those) for key, those in layout.where.items())
+    ]
+    if not own:
+        return pd.DataFrame(), {}
+
+    def means(evaluator: str, metric: str) -> bool:
+        return any(asked.means(evaluator, metric) for asked in layout.columns)
+
+    parts = [read_coded([run.folder / "scores.parquet" for run in own], means=means).reset_index(drop=True)]
+    if any(fnmatchcase(COST, asked.evaluator) for asked in layout.columns):
+        costs = sorted_words(frame_of([row for run in own for row in _cost(run)]))
+        parts.append(costs[[means(*pair) for pair in zip(costs.evaluator, costs.metric, strict=True)]])
+    return joined(parts), {run.key: tasks[run.key] for run in own}
 
 
-def _cost(run: Run, scores: pd.DataFrame) -> list[pd.DataFrame]:
+def _cost(run: Run) -> list[dict[str, Any]]:
     """What the erase step of a run took, as scores: seconds, peak_rss_mb, unet_evaluations, ..., bytes."""
     erase = run.record["steps"].get("erase", {})
     spent = {**erase.get("cost", {}), "bytes": erase.get("bytes")}
-    own = scores[scores.side == "erased"].head(1).to_dict("records")
-    if not own or run.names["method"] == NOTHING:
+    with open_parquet(run.folder / "scores.parquet", [*CELL, "side", "weights"]) as file:
+        table = file.read(columns=[*CELL, "side", "weights"])
+    first = table.filter(pa.compute.equal(table["side"], "erased")).slice(0, 1).to_pylist()
+    if not first or run.names["method"] == NOTHING:
         return []
-    rows = [
+    scores = [
         Score(evaluator=COST, metric=name, value=float(value), group="erase", higher_is_better=False)
-        for name, value in spent.items()
+        for name, value in sorted(spent.items())
         if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
     ]
-    cell = {name: own[0][name] for name in CELL}
-    weights = own[0]["weights"]
-    return [scores_frame(rows, run=run.key, side="erased", cell=cell, versions={COST: 1}, weights=weights)]
+    cell = {name: first[0][name] for name in CELL}
+    return rows_of(scores, run.key, "erased", cell, {COST: 1}, {}, (), first[0]["weights"])
 
 
 def fill(layout: Layout, scores: pd.DataFrame, tasks: Mapping[str, str], order: Sequence[str] = ()) -> list[Table]:
@@ -121,12 +130,25 @@ def fill(layout: Layout, scores: pd.DataFrame, tasks: Mapping[str, str], order: 
         ValueError: no column has a value, with what would fill them.
     """
     parts = [one for asked in layout.columns for one in _picked(asked, scores, tasks)] if len(scores) else []
-    places = sorted(
-        {place for _, part in parts for place in (zip(part.model, part.task, strict=True) if len(part) else ())}
-    )
+    places = sorted({place for _, part in parts if len(part) for place in _distinct(part, ["model", "task"])})
     if not places:
         raise ValueError(_nothing(layout, scores, tasks))
-    return [_table(layout, *place, [(one, _at(part, *place)) for one, part in parts], order) for place in places]
+    return [
+        _table(layout, model, task, [(one, _at(part, model, task)) for one, part in parts], order)
+        for model, task in places
+    ]
+
+
+def _distinct(part: pd.DataFrame, names: list[str]) -> list[tuple[str, ...]]:
+    """Every combination of texts that rows have in some columns, once."""
+    rows = plain(part[names].iloc[firsts(codes(part, names))])
+    return [tuple(map(str, row)) for row in rows.itertuples(index=False, name=None)]
+
+
+def _fitting(column: pd.Series, patterns: Sequence[str]) -> np.ndarray:
+    """Whether each text is meant by one of the patterns."""
+    own, values = coded(column)
+    return np.array([*(fits(value, tuple(patterns)) for value in values), False])[own]
 
 
 def _at(part: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
@@ -145,18 +167,17 @@ def _nothing(layout: Layout, scores: pd.DataFrame, tasks: Mapping[str, str]) -> 
 
 def _picked(asked: Asked, scores: pd.DataFrame, tasks: Mapping[str, str]) -> list[tuple[Asked, pd.DataFrame]]:
     """A column's items, of every relation that it asks for with a pattern; without any, one empty column."""
-    pairs = scores[["evaluator", "metric"]].drop_duplicates().itertuples(index=False, name=None)
-    known = {pair for pair in pairs if asked.means(*pair)}
-    own = scores[[pair in known for pair in zip(scores.evaluator, scores.metric, strict=True)]]
-    keep = own.status.eq("ok") & own.value.notna() & own.group.map(lambda group: fits(group, asked.group)).astype(bool)
-    attacked = own.group.eq("attack")
-    keep &= ~attacked | own.attack.map(lambda attack: fits(attack, asked.attack)).astype(bool)
+    (evaluator, evaluators), (metric, metrics) = coded(scores.evaluator), coded(scores.metric)
+    known = np.array([[asked.means(one, name) for name in metrics] for one in evaluators], bool)
+    own = scores[known[evaluator, metric]]
+    keep = own.status.eq("ok") & own.value.notna() & _fitting(own.group, asked.group)
+    keep &= ~own.group.eq("attack") | _fitting(own.attack, asked.attack)
     keep &= own.side.eq(asked.side) if asked.side != "both" else True
     own = own[keep]
     if asked.relation is None:
         own = own[own.prompt_id.notna() | own.relation.eq("")]
         return [(asked, _items(asked, own, tasks))]
-    own = own[own.relation.map(lambda relation: fits(relation, asked.relation or ())).astype(bool)]
+    own = own[_fitting(own.relation, asked.relation)]
     if not any(set("*?[") & set(pattern) for pattern in asked.relation):
         return [(asked, _items(asked, own, tasks))]
     names = sorted(set(own.relation) - {""})
@@ -192,11 +213,11 @@ def _table(
 ) -> Table:
     columns = [one for asked, part in parts for one in _columns(asked, part)]
     filled = [own for _, _, own in columns if len(own)]
-    keys = sorted({tuple(map(str, key)) for own in filled for key in own[list(ROW)].itertuples(index=False, name=None)})
+    keys = sorted({key for own in filled for key in _distinct(own, list(ROW))})
     first = {name: i for i, name in enumerate(dict.fromkeys([*REFERENCES, *order]))}
     keys.sort(key=lambda key: (first.get(key[0], len(first)), key))
     labels = row_labels(pd.DataFrame(keys, columns=list(ROW)))
-    concepts = tuple(sorted({str(concept) for own in filled for concept in own.concept}))
+    concepts = tuple(sorted({concept for own in filled for (concept,) in _distinct(own, ["concept"])}))
     blocks = [""] if layout.rows == ("method",) else [*concepts, *([ALL] if len(concepts) > 1 else [])]
     rows = []
     for block in blocks:

@@ -187,13 +187,13 @@ def text(parts: Sequence[tuple[Table, Sequence[Line]]], spread: str, format: str
     return "\n\n".join({"markdown": markdown, "latex": latex}[format](table, spread, found) for table, found in parts)
 
 
-def bibliography(bib: str, found: Iterable[Line]) -> str:
-    """The entries of a BibTeX file that lines cite, in its order.
+def bibliography(bib: str, sources: Iterable[str]) -> str:
+    """The entries of a BibTeX file with these keys, in its order.
 
     Raises:
         ValueError: a source that has no entry.
     """
-    keys = {line.source for line in found if line.source}
+    keys = set(sources)
     entries = {
         re.split(r"[{,]", one)[1].strip(): one.strip() for one in re.split(r"(?m)^(?=@)", bib) if one.startswith("@")
     }

@@ -86,7 +86,7 @@ def leaderboard(scores: pd.DataFrame, files: Mapping[str, Path] | None = None) -
 
 def by_versions(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows of runs whose evaluators have the same versions, with these."""
-    run = scores.run.map(_versions(scores)) if len(scores) else scores.run
+    run = scores.run.astype("str").map(_versions(scores)) if len(scores) else scores.run
     return [(str(v), part) for v, part in scores.groupby(run, sort=True)]
 
 

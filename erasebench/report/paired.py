@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from erasebench.report import clusters
+from erasebench.report.codes import joined, plain, sorted_words
 from erasebench.report.influence import by_image
 from erasebench.report.printing import number
 from erasebench.report.runs import NOTHING
@@ -65,11 +66,12 @@ def compare_methods(
         ValueError: fewer than two methods to compare, or two runs with the same prompts and noise.
     """
     scores = results if isinstance(results, pd.DataFrame) else read_results(results, headlines=True)
-    scores = pd.concat([scores, by_image(scores)], ignore_index=True)  # distances, an image at a time
+    scores = sorted_words(scores)
+    scores = joined([scores, sorted_words(by_image(scores))])  # distances, an image at a time
     rows = scores[
         (scores.side == "erased") & (scores.status == "ok") & scores.role.isin(SHOWN) & (scores["head"] != "")
     ]
-    rows = rows[rows.prompt_id.notna()]
+    rows = plain(rows[rows.prompt_id.notna()])
     rows = rows.assign(name=_names(rows))
     rows = rows[rows.name.isin(methods) | rows.method.isin(methods)] if methods else rows[rows.method != NOTHING]
     rows = rows[rows["head"].isin(heads)] if heads else rows

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from erasebench.report.codes import coded, codes, firsts, joined, plain, put, sorted_words, spelled, words
 from erasebench.report.runs import NOTHING
 
 ROW = ("method", "recipe", "settings")
@@ -32,57 +35,87 @@ def items(scores: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
         tasks: run -> what its board is called beside the model.
     """
     once = ["model", "task", *ROW, *COLUMN, "item"]
+    scores = sorted_words(scores[list(USED)])
+    concept = codes(scores, ["model", "concept"])  # no item is in two
     images, wholes = [], []
-    for _, part in scores[list(USED)].groupby(["model", "concept"], sort=False):  # no item is in two; saves memory
-        table = _named(part, tasks)
-        images.append(table[~table.whole].drop_duplicates(once))
+    for one in concept[firsts(concept)]:
+        table = _named(scores[concept == one], tasks)
+        own = table[~table.whole]
+        images.append(own.iloc[firsts(codes(own, once))])
         wholes.append(_whole(table[table.whole], once))
-    if not images:
-        return _named(scores[list(USED)], tasks)
-    return pd.concat([*images, *wholes], ignore_index=True)
+    return joined([*images, *wholes]) if images else _named(scores, tasks)
 
 
 def _named(scores: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
     """The rows that count, with the columns of :func:`items`; what several runs hold is there several times."""
     scores = scores[scores["head"].ne("") & scores.role.ne("influence") & scores.status.eq("ok") & scores.place.notna()]
     scores = _one_judge(scores.reset_index(drop=True))
-    attacked = scores.group.eq("attack") | scores.role.eq("success")
-    original = scores.side.eq("original")
-    adaptive = attacked & scores.access.isin(ADAPTIVE)
-    scores = scores[~original | (~adaptive & scores.role.ne("success"))]
-    attacked, original = attacked[scores.index], original[scores.index]
-    blank = {name: scores[name].astype("str").where(attacked, "") for name in ATTACK}
-    method = {
-        "method": scores.method.where(~original, NOTHING),
-        "recipe": scores.recipe.where(~original & scores.method.ne(NOTHING), ""),
-        "settings": scores.settings,
-    }
-    whole = scores.prompt_id.isna()
-    tasks = {run: tasks.get(run, "") for run in scores.run.unique()}
-    seed = scores.seed.astype("string").fillna("")
-    item = scores.concept + "\x1f" + scores.group + "\x1f" + scores.relation + "\x1f" + scores.prompt_id.fillna("")
-    item = (item + "\x1f" + seed).where(~whole, scores.concept)
-    text = scores.concept + "\x1f" + scores.cluster.where(scores.cluster != "", scores.prompt_id.fillna("") + seed)
+    original, success = scores.side.eq("original").to_numpy(), scores.role.eq("success").to_numpy()
+    attacked = scores.group.eq("attack").to_numpy() | success
+    own = ~original | ~((attacked & scores.access.isin(ADAPTIVE).to_numpy()) | success)
+    scores, attacked, original = scores[own], attacked[own], original[own]
+    control = np.where(attacked, 1 + scores.control.to_numpy(int), 0)
+    blank = {name: put(scores[name], ~attacked, "") for name in ATTACK if name != "control"}
+    unerased = original | scores.method.eq(NOTHING).to_numpy()
+    whole = scores.prompt_id.isna().to_numpy()
+    run, runs = coded(scores.run)
+    named = [tasks.get(one, "") for one in runs]
+    known = sorted(set(named))
+    item = codes(scores, ["concept", "group", "relation", "prompt_id", "seed"])
+    text = codes(scores, ["concept", "cluster", "prompt_id", "seed"])
     return scores.assign(
-        **blank, **method, whole=whole, item=item, text=text, task=scores.run.map(dict(tasks)).astype("str")
+        **blank,
+        control=words(control, ["", "False", "True"]),
+        method=put(scores.method, original, NOTHING),
+        recipe=put(scores.recipe, unerased, ""),
+        whole=whole,
+        item=spelled(scores, np.where(whole, -1 - codes(scores, ["concept"]), item), _item),
+        text=spelled(scores, text, _text),
+        task=words(np.array([known.index(one) for one in named], np.int64)[run], known),
     )
+
+
+def _item(rows: pd.DataFrame) -> pd.Series[str]:
+    places = [rows[name] for name in ("group", "relation")] + [rows.prompt_id.fillna(""), _seed(rows)]
+    return rows.concept + _joined("", *places).where(rows.prompt_id.notna(), "")
+
+
+def _text(rows: pd.DataFrame) -> pd.Series[str]:
+    return rows.concept + _joined("", rows.cluster.where(rows.cluster != "", rows.prompt_id.fillna("") + _seed(rows)))
+
+
+def _joined(first: str, *rest: pd.Series[str]) -> Any:
+    whole: Any = first
+    for one in rest:
+        whole = whole + "\x1f" + one
+    return whole
+
+
+def _seed(rows: pd.DataFrame) -> pd.Series[str]:
+    return rows.seed.astype("string").fillna("").astype("str")
 
 
 def _whole(table: pd.DataFrame, once: list[str]) -> pd.DataFrame:
     """One number per concept: the mean of its runs' distinct ones; the interval that an only one brings."""
-    table = table.drop_duplicates([*once, "value"])
-    several = table.groupby(once, sort=False, dropna=False).value.transform("size") > 1
-    mean = table.groupby(once, sort=False, dropna=False).value.transform("mean")
+    table = table.iloc[firsts(codes(table, [*once, "value"]))]
+    same = codes(table, once)
+    several = table.groupby(same, sort=False).value.transform("size") > 1
+    mean = table.groupby(same, sort=False).value.transform("mean")
     bounds = {side: table[side].mask(several) for side in ("low", "high")}
-    return table.assign(value=mean, **bounds).drop_duplicates(once)
+    return table.assign(value=mean, **bounds).iloc[firsts(same)]
 
 
 def _one_judge(scores: pd.DataFrame) -> pd.DataFrame:
     """Of every run the first judge, and of every head the metric that comes first."""
-    ordered = scores.sort_values(["place", "metric"], kind="stable")
-    named = ordered[ordered.judge != ""].drop_duplicates("run").set_index("run").judge
-    scores = scores[scores.judge.eq("") | scores.judge.eq(scores.run.map(named))]
-    ordered = scores.sort_values(["place", "metric"], kind="stable")
-    first = ordered.drop_duplicates(["run", "head", "group"])[["run", "head", "group", "metric"]]
-    kept = scores.reset_index().merge(first, on=["run", "head", "group", "metric"])["index"]
-    return scores.loc[sorted(kept)]
+    kinds = ["run", "head", "group", "metric", "judge", "place"]
+    few = scores[kinds].iloc[firsts(codes(scores, kinds))].sort_values(["place", "metric"], kind="stable")
+    judges = plain(few[few.judge != ""].drop_duplicates("run")).set_index("run").judge
+    run, runs = coded(scores.run)
+    judge, known = coded(scores.judge)
+    place = {name: i for i, name in enumerate(known)}
+    own = np.array([place[judges[one]] if one in judges.index else -1 for one in runs], np.int64)[run]
+    scores = scores[scores.judge.eq("").to_numpy() | (judge == own)]
+    few = scores[kinds].iloc[firsts(codes(scores, kinds))].sort_values(["place", "metric"], kind="stable")
+    chosen = few.iloc[firsts(codes(few, ["run", "head", "group"]))]
+    own = codes(pd.concat([scores[kinds[:4]], chosen[kinds[:4]]]), kinds[:4])
+    return scores[np.isin(own[: len(scores)], own[len(scores) :])]

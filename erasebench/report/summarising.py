@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from erasebench.report.columns import FACTS, KEYS, METRIC, SIDES, SUMMARY, SUMMARY_DTYPES, typed, unique
+from erasebench.report.clusters import count
+from erasebench.report.codes import coded, codes, firsts, plain, together
+from erasebench.report.columns import CELL, FACTS, KEYS, METRIC, SIDES, SUMMARY, SUMMARY_DTYPES, typed, unique
 from erasebench.report.influence import by_image
 from erasebench.report.summary import Runs, difference, summarise_prompts, summarise_whole
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+def summarise(frame: pd.DataFrame, *, apart: bool = False) -> pd.DataFrame:
     """Scores -> one row per cell, group, relation and metric, with the columns of :data:`SUMMARY`.
 
     ``mean`` is of the erased model, ``base`` of the original one, each over its ok rows; ``n`` counts the erased
@@ -29,86 +31,118 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     (``erasebench.report.influence``); its n is the number of images it says it saw, else 1 per run; over several runs
     see :func:`erasebench.report.summary.over_runs`.
 
+    Args:
+        frame: tidy scores.
+        apart: each cell by itself says which of its metrics are rates, where evaluators do not.
+
     Raises:
         ValueError: columns are missing, or there are two values for one metric of one prompt.
     """
     frame = typed(frame, "scores").reset_index(drop=True)
-    rates = _rates(frame.loc[frame.role != "influence", [*METRIC, "status", "value", "rate"]])
-    places = frame.groupby(["model", "concept"], sort=True)  # no group of rows is in two of them; saves memory
-    parts = [_summarised(part, rates) for _, part in places] if places.ngroups > 1 else [_summarised(frame, rates)]
-    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True).astype(SUMMARY_DTYPES)
+    rates = _rates(frame, [*CELL, *METRIC] if apart else METRIC)
+    place = codes(frame, ["model", "concept"])  # no group of rows is in two of them; saves memory
+    parts = [np.flatnonzero(place == one) for one in np.unique(place)]
+    if len(parts) < 2:
+        return _summarised(frame, rates)
+    found = [_summarised(frame.iloc[own].reset_index(drop=True), rates[own]) for own in parts]
+    return pd.concat(found, ignore_index=True).astype(SUMMARY_DTYPES)
 
 
-def _summarised(frame: pd.DataFrame, rates: pd.Series[bool]) -> pd.DataFrame:
-    """:func:`summarise` of some concepts; ``rates``: row -> whether its metric is a rate."""
-    images, frame = by_image(frame), frame[frame.role != "influence"]
-    frame = frame.assign(_rate=rates)
-    related = frame[(frame.relation != "") & frame.prompt_id.notna()]
-    relation = pd.concat([frame.relation, related.relation], ignore_index=True)
-    frame = pd.concat([frame, related.assign(relation="")], ignore_index=True)
-    if not len(frame):
+def _summarised(frame: pd.DataFrame, rates: np.ndarray) -> pd.DataFrame:
+    """:func:`summarise` of some concepts; ``rates`` [rows]: whether a row's metric is a rate."""
+    images, known = by_image(frame), frame.prompt_id.notna().to_numpy(bool)
+    own = np.flatnonzero(frame.role.ne("influence").to_numpy(bool))
+    related = own[(frame.relation.ne("").to_numpy(bool) & known)[own]]
+    rows = np.concatenate([own, related])  # those with a relation once more, without it
+    if not len(rows):
         return pd.DataFrame(columns=list(SUMMARY)).astype(SUMMARY_DTYPES)
-    group = frame.groupby(list(KEYS), sort=True).ngroup().to_numpy()
-    pair = frame.groupby(["run", relation, "prompt_id"], sort=True, dropna=False).ngroup().to_numpy()
-    erased = (frame.side == "erased").to_numpy(bool)
+    relation = np.where(np.arange(len(rows)) < len(own), _from(coded(frame.relation))[rows], 0)
+    before, after = (codes(frame, names)[rows] for names in ([*CELL, "group"], METRIC))
+    group = together([before, relation, after])
+    pair = codes(frame, ["run", "relation", "prompt_id"])[rows]
+    erased = frame.side.eq("erased").to_numpy(bool)[rows]
     order = np.lexsort((pair, ~erased, group))
-    frame, group, pair, erased = frame.iloc[order], group[order], pair[order], erased[order]
-    same = (np.diff(group) == 0) & (np.diff(pair) == 0) & (np.diff(erased.astype(int)) == 0)
-    unique(np.append(False, same), frame, "scores")
+    rows, group, pair, erased, relation = rows[order], group[order], pair[order], erased[order], relation[order]
+    if (same := (np.diff(group) == 0) & (np.diff(pair) == 0) & (np.diff(erased.astype(int)) == 0)).any():
+        again = frame.iloc[rows]
+        unique(np.append(False, same), again, "scores")
     starts = np.flatnonzero(np.diff(group, prepend=-1))
-    table = frame.iloc[starts].reset_index(drop=True)  # one row for each group of rows, with its keys and facts
-    numbers = _numbers(frame, np.append(starts, len(frame)), pair, erased, frame._rate.iloc[starts].to_numpy(bool))
-    direction = frame.groupby(group, sort=True).higher_is_better.first().reset_index(drop=True)
-    table = pd.concat([table[[*KEYS, *FACTS]], numbers], axis=1).assign(higher_is_better=direction)
+    table = plain(frame[[*KEYS, *FACTS]].iloc[rows[starts]]).reset_index(drop=True)  # keys and facts of each group
+    table["relation"] = table.relation.where(relation[starts] > 0, "")
+    better = frame.higher_is_better.to_numpy(float, na_value=np.nan)[rows]
+    said = np.flatnonzero(~np.isnan(better))
+    first = said[firsts(group[said])]
+    direction = pd.Series(pd.NA, index=table.index, dtype="boolean")
+    direction.iloc[np.searchsorted(group[starts], group[first])] = better[first] == 1
+    numbers = _numbers(frame, rows, np.append(starts, len(rows)), pair, erased, rates[rows[starts]])
+    table = pd.concat([table, numbers], axis=1).assign(higher_is_better=direction)
     for i, by in _differences(images, table):
         table.loc[i, ["clusters", "delta_low", "delta_high"]] = by["clusters"], by["delta_low"], by["delta_high"]
     return table[list(SUMMARY)].astype(SUMMARY_DTYPES)
 
 
-def _differences(images: pd.DataFrame, table: pd.DataFrame) -> Iterable[tuple[int, dict[str, float]]]:
+def _from(found: tuple[np.ndarray, Any]) -> np.ndarray:
+    """Codes of texts of which the empty one is 0."""
+    own, values = found
+    return own + (0 if len(values) and values[0] == "" else 1)
+
+
+def _differences(images: pd.DataFrame, table: pd.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
     """Row of the table -> the paired difference of its distance, where each image's part in it is known."""
-    images = images.assign(code=_codes(images))[[*KEYS, "run", "side", "prompt_id", "value", "weights", "code"]]
-    known = images.groupby(list(KEYS), sort=False, dropna=False)
-    rows = {key: i for i, key in enumerate(table[list(KEYS)].itertuples(index=False, name=None))}
-    for key, part in known:
-        part = part[["run", "side", "prompt_id", "value", "weights", "code"]]
-        erased, original = (part[part.side == side] for side in SIDES)
-        both = erased.merge(original[["run", "prompt_id", "value"]], on=["run", "prompt_id"], suffixes=("", "_b"))
-        trained = pd.factorize(both.weights)[0]
-        ways = [both.code.to_numpy(), trained][: 1 + (len(set(trained)) > 1)]
-        if key in rows and len(both):
-            by = difference(both.value.to_numpy(float), both.value_b.to_numpy(float), False, ways)
-            yield rows[key], by | {"clusters": len(set(ways[0]))}
+    if not len(images):
+        return
+    at = {key: i for i, key in enumerate(table[list(KEYS)].itertuples(index=False, name=None))}
+    group, image, cluster = codes(images, KEYS), codes(images, ["run", "prompt_id"]), _codes(images)
+    value, trained = images.value.to_numpy(float), coded(images.weights)[0]
+    side = [images.side.eq(one).to_numpy(bool) for one in SIDES]
+    first = firsts(group)
+    named = plain(images[list(KEYS)].iloc[first]).itertuples(index=False, name=None)
+    for key, place in zip(named, first, strict=True):
+        own = np.flatnonzero(group == group[place])
+        here, there = (own[is_[own]] for is_ in side)
+        _, i, j = np.intersect1d(image[here], image[there], assume_unique=True, return_indices=True)
+        order = np.argsort(i)
+        here, there = here[i[order]], there[j[order]]
+        codes_of = pd.factorize(trained[here])[0]
+        ways = [cluster[here], codes_of][: 1 + (count(codes_of) > 1)]
+        if key in at and len(here):
+            yield at[key], difference(value[here], value[there], False, ways) | {"clusters": count(cluster[here])}
 
 
 def kinds(frame: pd.DataFrame) -> pd.DataFrame:
     """Each metric of a frame of scores, and in column ``rate`` whether :func:`summarise` takes it for a rate."""
-    frame = frame[frame.role != "influence"]
-    return frame[list(METRIC)].assign(rate=_rates(frame)).drop_duplicates()
+    own = np.flatnonzero(frame.role.ne("influence").to_numpy(bool))
+    first = own[firsts(codes(frame, METRIC)[own])]
+    return plain(frame[list(METRIC)].iloc[first]).assign(rate=_rates(frame)[first])
 
 
-def _rates(frame: pd.DataFrame) -> pd.Series[bool]:
+def _rates(frame: pd.DataFrame, names: Sequence[str] = METRIC) -> np.ndarray:
     """For each row whether its metric is a rate: as its evaluator says, else all ok values 0 or 1, in every group."""
-    other = ((frame.status == "ok") & ~frame.value.isin((0.0, 1.0))).mask(frame.rate.notna(), frame.rate.eq(False))
-    other = other.astype(bool)
-    return ~other.groupby([frame[name] for name in METRIC], sort=False).transform("any")
+    said = frame.rate.to_numpy(float, na_value=np.nan)
+    other = frame.status.eq("ok").to_numpy(bool) & ~frame.value.isin((0.0, 1.0)).to_numpy(bool)
+    other = np.where(np.isnan(said), other, said == 0) & frame.role.ne("influence").to_numpy(bool)
+    metric = np.unique(codes(frame, names), return_inverse=True)[1]
+    rate: np.ndarray = np.bincount(metric, other)[metric] == 0
+    return rate
 
 
-def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: np.ndarray, rates: np.ndarray) -> Any:
-    """n, n_failed and :data:`NUMBERS` of each slice between two edges; rows are in order of side and pair."""
-    value = frame.value.to_numpy()
-    ok, whole = (frame.status == "ok").to_numpy(bool), frame.prompt_id.isna().to_numpy()
-    cluster, run = _codes(frame), pd.factorize(frame.run)[0]
-    training = pd.factorize(frame.weights.where(frame.side == "erased"))[0]
-    images = frame.images.astype("float64").to_numpy()
-    said = [frame[name].to_numpy(float) for name in ("value", "low", "high")], frame.terms.to_numpy(object)
+def _numbers(
+    frame: pd.DataFrame, order: np.ndarray, edges: np.ndarray, pair: np.ndarray, erased: np.ndarray, rates: np.ndarray
+) -> pd.DataFrame:
+    """n, n_failed and :data:`NUMBERS` of each slice of rows between two edges; they are in order of side and pair."""
+    value = frame.value.to_numpy()[order]
+    ok, whole = frame.status.eq("ok").to_numpy(bool)[order], frame.prompt_id.isna().to_numpy()[order]
+    cluster, run = _codes(frame)[order], coded(frame.run)[0][order]
+    training = pd.factorize(np.where(erased, coded(frame.weights)[0][order], -1))[0]
+    images = frame.images.to_numpy(float, na_value=np.nan)[order]
+    said = [frame[name].to_numpy(float)[order] for name in ("value", "low", "high")], frame.terms, order
     rows = []
     for start, stop, rate in zip(edges[:-1], edges[1:], rates, strict=True):
         good, ours = ok[start:stop], erased[start:stop]
         here, there = start + np.flatnonzero(good & ours), start + np.flatnonzero(good & ~ours)
         counts = {
-            "n": len(here), "clusters": len(set(cluster[here])), "n_failed": int((~good & ours).sum()),
-            "runs": len(set(run[here])), "trainings": len(set(training[here])),
+            "n": len(here), "clusters": count(cluster[here]), "n_failed": int((~good & ours).sum()),
+            "runs": count(run[here]), "trainings": count(training[here]),
         }  # fmt: skip
         if whole[start:stop].all():
             if (seen := images[here][~np.isnan(images[here])]).size:  # of several runs, the fewest that one had
@@ -121,15 +155,17 @@ def _numbers(frame: pd.DataFrame, edges: np.ndarray, pair: np.ndarray, erased: n
     return pd.DataFrame(rows)
 
 
-def _runs(numbers: Sequence[np.ndarray], words: np.ndarray, training: np.ndarray, rows: np.ndarray) -> Runs:
+def _runs(
+    numbers: Sequence[np.ndarray], words: pd.Series[str], order: np.ndarray, training: np.ndarray, rows: np.ndarray
+) -> Runs:
     """What several runs, each a row, say of a whole group."""
-    terms = [[float(word) for word in told.split()] for told in words[rows]]
+    terms = [[float(word) for word in told.split()] for told in words.iloc[order[rows]]]
     value, low, high = (column[rows] for column in numbers)
-    return Runs(value, low, high, len(set(training[rows])), np.array(terms) if terms and all(terms) else None)
+    return Runs(value, low, high, count(training[rows]), np.array(terms) if terms and all(terms) else None)
 
 
 def _codes(frame: pd.DataFrame) -> np.ndarray:
     """A number for each row's cluster; a prompt of which none is known is a cluster of its own in its run."""
-    own = frame.run + "\x1f" + frame.group + "\x1f" + frame.prompt_id.fillna("")
-    codes: np.ndarray = pd.factorize(own.where(frame.cluster == "", "\x1e" + frame.cluster), sort=True)[0]
-    return codes
+    cluster, values = coded(frame.cluster)
+    own = codes(frame, ["run", "group", "prompt_id"])
+    return np.where(frame.cluster.eq("").to_numpy(bool), len(values) + own, cluster)

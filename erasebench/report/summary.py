@@ -60,7 +60,7 @@ def standard_error(values: np.ndarray, rate: bool, ways: Ways) -> float:
     for way in ways:
         _, low, high = interval(values, rate, [way])
         known = len(values) and not (rate and clusters.alone(way))
-        errors.append((high - low) / 2 / (clusters.student(max(1, len(set(way)) - 1)) if known else NORMAL))
+        errors.append((high - low) / 2 / (clusters.student(max(1, clusters.count(way) - 1)) if known else NORMAL))
     return float(np.max(errors)) if errors else nan
 
 

@@ -4,14 +4,11 @@ No number of a concept depends on another concept's rows, but for one thing: whe
 say so is a rate. Where two concepts disagree on that, or where a table is not of one run and cell, nothing is given and
 the caller reads everything at once, which is slower and always right.
 
-What was derived is kept under ``cache/tables``, in files named after the contents of the tables it was derived from and
-of the code that did it, with checksums: it may be deleted at any time, and nothing changes but the time.
+What was derived is kept: ``erasebench.report.kept``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 import sys
@@ -19,22 +16,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from erasebench.limits import open_parquet
+from erasebench.report import kept
+from erasebench.report.codes import sorted_words
 from erasebench.report.runs import Run, recorded
 from erasebench.report.tables import CELL, DTYPES
-from erasebench.store.files import file_hash, replacing
+from erasebench.store.files import file_hash
 
 LEAST = 200_000  # rows below which all is read at once
-FOLDER = ("cache", "tables")
 Frames = Mapping[str, pd.DataFrame]
 Work = Callable[..., Frames]
 
@@ -150,18 +145,21 @@ def derived(found: Known, kind: str, work: Work, arguments: Sequence[Any] = ()) 
         arguments: plain values.
     """
     units = found.units()
-    keys = [_key(kind, runs, arguments) for runs in units]
-    folder = found.root.joinpath(*FOLDER)
-    out = {i: kept for i, key in enumerate(keys) if (kept := _kept(folder, key)) is not None}
+    names = [kept.named(kind, [_read(run) for run in runs], arguments) for runs in units]
+    out = {i: _frames(parts) for i, name in enumerate(names) if (parts := kept.load(found.root, name)) is not None}
     todo = [i for i in range(len(units)) if i not in out]
-    jobs = [(work, units[i], arguments, folder, keys[i]) for i in todo]
+    jobs = [(work, units[i], arguments, found.root, names[i]) for i in todo]
     for i, frames in zip(todo, together(_make, jobs), strict=True):
         if frames is None:
             return None
         out[i] = frames
-    if todo:
-        _forget(folder)
     return [out[i] for i in range(len(units))]
+
+
+def _read(run: Run) -> list[str]:
+    """What is read of a run, by its contents."""
+    paths = (run.folder / name for name in ("scores.parquet", "summary.csv"))
+    return [run.key, *(file_hash(path) for path in paths if path.is_file())]
 
 
 def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[Any]:
@@ -181,96 +179,19 @@ def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[An
     return out
 
 
-def _make(work: Work, runs: Sequence[Run], arguments: Sequence[Any], folder: Path, key: str) -> Frames | None:
+def _make(work: Work, runs: Sequence[Run], arguments: Sequence[Any], root: Path, name: str) -> Frames | None:
     try:
-        frames = {name: _compact(frame) for name, frame in work(runs, *arguments).items()}
+        frames = {part: sorted_words(frame) for part, frame in work(runs, *arguments).items()}
     except (OSError, ValueError):  # reading everything at once says what is wrong
         return None
-    with suppress(OSError):  # a folder of somebody else's
-        for name, frame in frames.items():
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            with replacing(folder / f"{key}-{name}.parquet") as file:
-                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        with replacing(folder / f"{key}.json") as file:
-            file.write_text(json.dumps(sorted(frames)), encoding="utf-8")
+    parts = {}
+    for part, frame in frames.items():
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
+        parts[part] = sink.getvalue().to_pybytes()
+    kept.save(root, name, parts)
     return frames
 
 
-def _kept(folder: Path, key: str) -> Frames | None:
-    """What was kept under a key, None if it is not there or damaged."""
-    try:
-        names = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-        out = {}
-        for name in names:
-            with open_parquet(folder / f"{key}-{name}.parquet") as file:
-                out[str(name)] = file.read().to_pandas()
-        os.utime(folder / f"{key}.json")
-        return out
-    except (OSError, ValueError, TypeError, pa.ArrowException):
-        return None
-
-
-MOST = 400  # of what is kept
-
-
-def _forget(folder: Path) -> None:
-    """Delete what was not asked for longest."""
-    with suppress(OSError):
-        old = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[MOST:]
-        for path in old:
-            for part in folder.glob(f"{path.stem}*"):
-                part.unlink(missing_ok=True)
-
-
-def _key(kind: str, runs: Sequence[Run], arguments: Sequence[Any]) -> str:
-    """A digest of all that a unit's frames are a function of."""
-    read = [
-        [run.key, *(file_hash(run.folder / name) for name in ("scores.parquet", "summary.csv"))]
-        if (run.folder / "summary.csv").is_file() else [run.key, file_hash(run.folder / "scores.parquet")]
-        for run in runs
-    ]  # fmt: skip
-    text = json.dumps([kind, _code(), read, arguments], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-@cache
-def _code() -> str:
-    """A digest of the code that derives, and of the libraries' versions."""
-    digest = hashlib.sha256(f"{pd.__version__} {np.__version__} {pa.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts as codes into sorted categories: the same order, a tenth of the memory."""
-    words = {name: pd.Categorical(frame[name]) for name in frame if isinstance(frame[name].dtype, pd.StringDtype)}
-    return frame.assign(**words)
-
-
-def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of compact frames, one after the other; texts stay codes into sorted categories."""
-    columns = {}
-    for name in frames[0]:
-        parts = [frame[name] for frame in frames]
-        if isinstance(parts[0].dtype, pd.CategoricalDtype):
-            columns[name] = pd.Series(_union([part.array for part in parts]))
-        else:
-            columns[name] = pd.concat(parts, ignore_index=True)
-    return pd.DataFrame(columns)
-
-
-def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
-    words = sorted({word for part in parts for word in part.categories})
-    place = {word: i for i, word in enumerate(words)}
-    codes = [
-        np.append(np.array([place[word] for word in part.categories], np.int32), np.int32(-1))[part.codes]
-        for part in parts
-    ]
-    return pd.Categorical.from_codes(np.concatenate(codes), categories=pd.Index(words, dtype="str"))
-
-
-def plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """A compact frame with its texts as texts again."""
-    words = [name for name in frame if isinstance(frame[name].dtype, pd.CategoricalDtype)]
-    return frame.astype(dict.fromkeys(words, "str"))
+def _frames(parts: Mapping[str, bytes]) -> Frames:
+    return {part: pq.read_table(pa.BufferReader(data)).to_pandas() for part, data in parts.items()}
