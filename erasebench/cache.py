@@ -2,7 +2,8 @@
 
 Without an option: its size by step and model, and what no run refers to. ``--check`` reads every byte and names what is
 damaged. ``--prune`` says what it would delete: what no run refers to and a day has not touched, and what killed
-processes left behind; ``--prune --yes`` deletes it.
+processes left behind; ``--prune --yes`` deletes it. Step ``tables`` is what boards and tables derived from the runs: it
+is signed, what of it is damaged is derived again by whoever asks for it, and it is pruned once a day has not asked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def overview(found: Sequence[Entry], used: dict[str, dict[str, set[str]]]) -> st
     sums: dict[tuple[str, str], tuple[int, int]] = {}
     for entry in found:
         models = sorted(used.get(entry.step, {}).get(entry.key, ())) or [NOBODY]
-        place = (entry.step, ", ".join(models) if entry.step != "leftover" else "")
+        place = (entry.step, ", ".join(models) if entry.step not in ("leftover", inventory.TABLES) else "")
         number, size = sums.get(place, (0, 0))
         sums[place] = (number + 1, size + entry.bytes)
     lines = [[step, model, str(n), megabytes(size)] for (step, model), (n, size) in sums.items()]
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(found: Sequence[Entry], skipped: Sequence[str]) -> str:
     bad = [f"{entry.path} {why}; what needs it makes it anew" for entry, why in inventory.damages(found)]
+    found = [entry for entry in found if entry.step != inventory.TABLES]
     kept = sum(entry.step != "leftover" for entry in found)
     said = f"{kept} entries read, {megabytes(sum(e.bytes for e in found))} MB; {len(bad)} damaged"
     if bad or skipped:
@@ -104,8 +106,8 @@ def _prune(doomed: Sequence[Entry], sure: bool, partly: bool) -> str:
     size = megabytes(sum(entry.bytes for entry in doomed))
     if partly:
         lines.append(
-            "some run is damaged or does not say what it refers to (an older version's): only leftovers are pruned; "
-            "delete its folder and run its cell again, which only reads what is stored"
+            "some run is damaged or does not say what it refers to (an older version's): only leftovers and tables are "
+            "pruned; delete its folder and run its cell again, which only reads what is stored"
         )
     if not sure:
         return "\n".join([*lines, f"{len(doomed)} entries, {size} MB would be deleted; --prune --yes deletes them"])

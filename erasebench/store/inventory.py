@@ -18,6 +18,7 @@ from erasebench.store.files import abandoned
 
 STEPS = ("erase", "attack", "score")  # folders with a manifest
 IMAGES = "images"  # folders that grow
+TABLES = "tables"  # files of what was derived for boards and tables, which any call derives again
 YOUNG = 24 * 3600  # seconds within which what no run refers to may be of a run that is still at work
 
 
@@ -26,7 +27,7 @@ class Entry:
     """One folder of the store.
 
     Args:
-        step: erase, attack, score, images; "leftover" for what a killed process left behind.
+        step: erase, attack, score, images, tables; "leftover" for what a killed process left behind.
         path: of the folder or file.
         bytes: of all its files.
         age: seconds since the newest of them was written.
@@ -46,7 +47,7 @@ def entries(root: Path) -> list[Entry]:
     """Everything in the store, by step and key; nothing is read but sizes and times."""
     cache = root / "cache"
     found = []
-    for step in (*STEPS, IMAGES):
+    for step in (*STEPS, IMAGES, TABLES):
         for path in sorted((cache / step).glob("*")):
             if not path.name.startswith("."):
                 found.append(_entry(step, path))
@@ -68,6 +69,8 @@ def leftovers(cache: Path) -> Iterator[Path]:
 def unused(found: Collection[Entry], used: Mapping[str, Collection[str]], partly: bool = False) -> list[Entry]:
     """The entries that no run refers to, and leftovers; young ones may be of a run at work and are kept.
 
+    Runs refer to no tables: these are unused if nobody asked for them in a day.
+
     Args:
         found: see :func:`entries`.
         used: step -> keys that runs refer to.
@@ -76,7 +79,8 @@ def unused(found: Collection[Entry], used: Mapping[str, Collection[str]], partly
     return [
         entry
         for entry in found
-        if entry.step == "leftover" or (not partly and entry.key not in used.get(entry.step, ()) and entry.age > YOUNG)
+        if entry.step == "leftover"
+        or (not (partly and entry.step != TABLES) and entry.key not in used.get(entry.step, ()) and entry.age > YOUNG)
     ]
 
 
