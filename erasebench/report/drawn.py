@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,8 @@ class Run(runs.Run):
     def prompts(self) -> list[Prompt]:
         """The prompts it was to draw, besides its attack's and the general ones (group coco)."""
         config = self.record["config"]
-        where = str(self.folder / "run.json")
-        concepts = [rebuild(node, Concept, where) for node in (config["concept"], *config["also"])]
-        erased = joint(concepts) if len(concepts) > 1 else concepts[0]
-        source: Any = rebuild(config["prompts"], object, where)
-        return [p for p in source.prompts(erased) if p.group != "coco"]
+        nodes = [config["concept"], *config["also"]], config["prompts"]
+        return list(_prompts(json.dumps(nodes), str(self.folder / "run.json")))
 
     def attacked(self) -> list[Prompt]:
         """The prompts its attack found, from the store; none if they are gone.
@@ -81,3 +79,20 @@ class Run(runs.Run):
             return verdicts(read_scores(self.folder / "scores.parquet"), side)
         except (OSError, ValueError):
             return {}
+
+
+def _prompts(nodes: str, where: str) -> Sequence[Prompt]:
+    """Those of a source and concepts, in JSON; runs of one concept and seed ask for the same, one after the other."""
+    if nodes not in _LATEST:
+        concepts, prompts = json.loads(nodes)
+        erased = [rebuild(node, Concept, where) for node in concepts]
+        source: Any = rebuild(prompts, object, where)
+        found = source.prompts(joint(erased) if len(erased) > 1 else erased[0])
+        if len(_LATEST) >= FEW:
+            _LATEST.pop(next(iter(_LATEST)))
+        _LATEST[nodes] = tuple(p for p in found if p.group != "coco")
+    return _LATEST[nodes]
+
+
+FEW = 8
+_LATEST: dict[str, Sequence[Prompt]] = {}

@@ -77,8 +77,7 @@ def gathered(
 
 def _by_concept(found: units.Known) -> Gathered | None:
     facts = run_facts(found.runs.values())
-    tasks = dict(zip(facts.run, facts.task, strict=True))
-    parts = units.derived(found, "boards", _unit, [tasks])
+    parts = units.derived(found, "boards", _unit)
     if parts is None:
         return None
     said = plain(joined([part["kinds"] for part in parts]))
@@ -95,7 +94,7 @@ def _by_concept(found: units.Known) -> Gathered | None:
     return Gathered(boards_of(pooled, ran, facts), summaries, doubts, found.cells, list(found.runs.values()))
 
 
-def _unit(runs: Sequence[Run], tasks: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+def _unit(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     """What :func:`_by_concept` needs of the runs of one model and concept.
 
     Raises:
@@ -104,7 +103,8 @@ def _unit(runs: Sequence[Run], tasks: Mapping[str, str]) -> dict[str, pd.DataFra
     scores = read_coded([run.folder / "scores.parquet" for run in runs], headlines=True).reset_index(drop=True)
     if not units.single(scores, runs, scores.model.iloc[0], scores.concept.iloc[0]):
         raise ValueError("tables must be of one run, model and concept each")
-    pooled = items(scores, tasks)[list(POOLED)]
+    facts = run_facts(runs)
+    pooled = items(scores, dict(zip(facts.run, facts.task, strict=True)))[list(POOLED)]
     files = {run.key: run.folder / "summary.csv" for run in runs}
     summaries, said = [], [kinds(attack_rows(scores)).assign(scope="attacks")]
     for versions, part in by_versions(scores):

@@ -135,20 +135,19 @@ def single(scores: pd.DataFrame, runs: Sequence[Run], model: str, concept: str) 
     return bool(same and whole.run.is_unique and set(whole.run) == {run.key for run in runs})
 
 
-def derived(found: Known, kind: str, work: Work, arguments: Sequence[Any] = ()) -> list[Frames] | None:
+def derived(found: Known, kind: str, work: Work) -> list[Frames] | None:
     """What a function makes of each unit, from what was kept or anew, in their order; None where one cannot be made.
 
     Args:
         found: the runs.
         kind: a name for what is made, part of what it is kept by.
-        work: of a module; takes the runs of a unit and the arguments.
-        arguments: plain values.
+        work: of a module; takes the runs of a unit.
     """
     units = found.units()
-    names = [kept.named(kind, [_read(run) for run in runs], arguments) for runs in units]
+    names = [kept.named(kind, [_read(run) for run in runs], []) for runs in units]
     out = {i: _frames(parts) for i, name in enumerate(names) if (parts := kept.load(found.root, name)) is not None}
     todo = [i for i in range(len(units)) if i not in out]
-    jobs = [(work, units[i], arguments, found.root, names[i]) for i in todo]
+    jobs = [(work, units[i], found.root, names[i]) for i in todo]
     for i, frames in zip(todo, together(_make, jobs), strict=True):
         if frames is None:
             return None
@@ -158,8 +157,8 @@ def derived(found: Known, kind: str, work: Work, arguments: Sequence[Any] = ()) 
 
 def _read(run: Run) -> list[str]:
     """What is read of a run, by its contents."""
-    paths = (run.folder / name for name in ("scores.parquet", "summary.csv"))
-    return [run.key, *(file_hash(path) for path in paths if path.is_file())]
+    paths = (run.folder / name for name in kept.READ[:3])
+    return [run.key, *(file_hash(path) if path.is_file() else "" for path in paths)]
 
 
 def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[Any]:
@@ -179,9 +178,9 @@ def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[An
     return out
 
 
-def _make(work: Work, runs: Sequence[Run], arguments: Sequence[Any], root: Path, name: str) -> Frames | None:
+def _make(work: Work, runs: Sequence[Run], root: Path, name: str) -> Frames | None:
     try:
-        frames = {part: sorted_words(frame) for part, frame in work(runs, *arguments).items()}
+        frames = {part: sorted_words(frame) for part, frame in work(runs).items()}
     except (OSError, ValueError):  # reading everything at once says what is wrong
         return None
     parts = {}
