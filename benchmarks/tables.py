@@ -3,7 +3,7 @@
     python -m benchmarks.tables [--cells 1000] [--prompts 1000] [--images 10000] [--before COMMIT] [--keep FOLDER]
 
 The results are those of ``benchmarks.synthetic``. Every command is a process of its own: wall and CPU seconds of it and
-its children, peak memory of its largest process. A command marked ``again`` finds what the one before derived
+its children, peak memory of its largest process. A command marked ``again`` finds what the one before kept
 (``cache/tables``); it is deleted before each of the others. ``--before`` measures a commit on the same tables and
 compares what both wrote and printed byte by byte. A folder of ``--keep`` that has runs is measured as it is.
 """
@@ -28,7 +28,8 @@ from benchmarks.synthetic import Cell, cells, write, write_images
 
 ROOT = Path(__file__).parent.parent
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html", "leaderboard_cells.csv")
-TABLES = ("methods", "paired", "attacks", "cost")
+TABLES = ("methods", "cost", "attacks", "attack_matrix", "asr", "objects", "coco", "paired")  # and layouts
+PAIRED = "paper table=paired"
 
 
 class Spent(NamedTuple):
@@ -65,24 +66,17 @@ def measured(code: Path, words: Sequence[str]) -> Spent:
 
 
 def commands(root: Path, entries: Path) -> dict[str, list[str]]:
-    """What is measured: name -> words; a table of one concept and seed is what a paper prints."""
-    results, few = f"results={root}", ["concept=concept0", "seed=0"]
+    """What is measured: name -> words; methods are compared for one concept and seed, as a paper prints them."""
+    results = f"results={root}"
     found = {f"{name} --help": [f"erasebench.{name}", "--help"] for name in ("leaderboard", "paper", "verify")}
-    found["leaderboard"] = ["erasebench.leaderboard", results]
-    found["leaderboard, again"] = found["leaderboard"]
-    for name in TABLES:
-        found[f"paper table={name}"] = ["erasebench.paper", f"table={name}", results]
-        found[f"paper table={name} {' '.join(few)}"] = [*found[f"paper table={name}"], *few]
-        if name == "attacks":
-            found["paper table=attacks, again"] = found["paper table=attacks"]
-    found["report"] = ["erasebench.report", results, f"out={entries.parent / 'report'}"]
-    found["report, again"] = found["report"]
-    del found["paper table=paired"]  # of all seeds it is refused
-    found["submit run="] = [
-        "erasebench.submit",
-        f"run={root / Cell('concept0', 'none', 'none', 0).path}",
-        f"out={entries}",
-    ]
+    asked = {"leaderboard": ["erasebench.leaderboard", results]}
+    asked |= {f"paper table={name}": ["erasebench.paper", f"table={name}", results] for name in TABLES}
+    asked[f"{PAIRED} concept=concept0 seed=0"] = [*asked.pop(PAIRED), "concept=concept0", "seed=0"]
+    asked["report"] = ["erasebench.report", results, f"out={entries.parent / 'report'}"]
+    for name, words in asked.items():
+        found |= {name: words, f"{name}, again": words}
+    run = root / Cell("concept0", "none", "none", 0).path
+    found["submit run="] = ["erasebench.submit", f"run={run}", f"out={entries}"]
     found["verify ENTRY"] = ["erasebench.verify", str(entries / "m-concept0-none-none.json"), results]
     return found
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 
-from erasebench.report.evidence import Flag, few_clusters, fid_rewards_wreckage, headlines, wrecked
+from erasebench.report.evidence import Flag, failed, few_clusters, fid_rewards_wreckage, first_judge, headlines, wrecked
 from erasebench.report.runs import NOTHING
 from erasebench.report.tables import CELL, summarise
 
@@ -48,7 +49,7 @@ def flags(
         doubts = [*_base_unseen(own, judges), *_few_prompts(own), *_attack_no_better(own)]
         for check in (wrecked, fid_rewards_wreckage, few_clusters):
             doubts += check(rows, own)
-        found += [{**flag, "message": prefix + flag["message"]} for flag in [*doubts, *_failed(rows)]]
+        found += [{**flag, "message": prefix + flag["message"]} for flag in [*doubts, *failed(rows)]]
     return found
 
 
@@ -128,29 +129,6 @@ def _next_attack(row: Any) -> str:
     )
 
 
-def _failed(scores: pd.DataFrame) -> Iterator[Flag]:
-    bad = scores[scores.status != "ok"]
-    images = bad[bad.prompt_id.notna()].drop_duplicates(["run", "side", "group", "prompt_id"])
-    if len(images):
-        named = ", ".join(
-            f"{n} {side} {status}" for (side, status), n in images.groupby(["side", "status"]).size().items()
-        )
-        yield {
-            "flag": "failed_images",
-            "level": "warning",
-            "message": f"images without a score: {named}; they are counted as failed and enter no rate.",
-            "what_to_do": "Find them by their status in scores.parquet; NaN often means that the dtype is too small.",
-        }
-    whole = sorted(set(bad[bad.prompt_id.isna()].metric))
-    if whole:
-        yield {
-            "flag": "failed_metric",
-            "level": "warning",
-            "message": f"no value for {', '.join(whole)}.",
-            "what_to_do": "Raise the number of prompts, or leave the evaluator out.",
-        }
-
-
 # --- the search of one attack ---
 
 
@@ -183,7 +161,7 @@ def search_flags(infos: Iterable[Mapping[str, Any]]) -> list[Flag]:
     attack differentiated.
     """
     infos = list(infos)
-    found: list[Flag] = []
+    found = list[Flag]()
     searched = [info for info in infos if info.get("gradient", "none") != "none" and not info.get("pre")]
     bad = sum(not _usable(info["gradient"]) for info in searched)
     if bad:
@@ -253,17 +231,22 @@ def attack_summary(scores: pd.DataFrame) -> pd.DataFrame:
 
 def flags_between(summary: pd.DataFrame, attack: str | None = None) -> list[Flag]:
     """:func:`between_attacks` of an :func:`attack_summary`."""
+    erased: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in summary.to_dict("records"):
+        erased.setdefault(tuple(str(row[name]) for name in CELL[:4] + CELL[6:7]), []).append(row)
     found: list[Flag] = []
-    for place, cell in summary.groupby(["model", "concept", "method", "recipe", "settings"], sort=True):
-        for _, part in headlines(cell, "present").groupby(["evaluator_version", "metric"], sort=True):
-            attacks = list(part[[*CELL, "metric", "mean", "low", "high"]].itertuples())
-            found += [
-                flag
-                for a in attacks if attack in (None, a.attack)
-                for b in attacks
-                for flag in _compare("/".join(filter(None, place)), a, b)
-                if place[2] != NOTHING or flag["flag"] != "no_better_than_control"  # nothing to bring back
-            ]  # fmt: skip
+    for place in sorted(erased):
+        metrics: dict[tuple[Any, ...], list[Any]] = {}
+        for row in first_judge(erased[place], "present"):
+            metrics.setdefault((row["evaluator_version"], row["metric"]), []).append(SimpleNamespace(**row))
+        found += [
+            flag
+            for _, attacks in sorted(metrics.items())
+            for a in attacks if attack in (None, a.attack)
+            for b in attacks
+            for flag in _compare("/".join(filter(None, place)), a, b)
+            if place[2] != NOTHING or flag["flag"] != "no_better_than_control"  # nothing to bring back
+        ]  # fmt: skip
     return found
 
 

@@ -109,6 +109,30 @@ def few_clusters(scores: pd.DataFrame, summary: pd.DataFrame) -> Iterator[Flag]:
         }
 
 
+def failed(scores: pd.DataFrame) -> Iterator[Flag]:
+    """``failed_images``, ``failed_metric``: what has no score."""
+    bad = scores[scores.status != "ok"]
+    images = bad[bad.prompt_id.notna()].drop_duplicates(["run", "side", "group", "prompt_id"])
+    if len(images):
+        named = ", ".join(
+            f"{n} {side} {status}" for (side, status), n in images.groupby(["side", "status"]).size().items()
+        )
+        yield {
+            "flag": "failed_images",
+            "level": "warning",
+            "message": f"images without a score: {named}; they are counted as failed and enter no rate.",
+            "what_to_do": "Find them by their status in scores.parquet; NaN often means that the dtype is too small.",
+        }
+    whole = sorted(set(bad[bad.prompt_id.isna()].metric))
+    if whole:
+        yield {
+            "flag": "failed_metric",
+            "level": "warning",
+            "message": f"no value for {', '.join(whole)}.",
+            "what_to_do": "Raise the number of prompts, or leave the evaluator out.",
+        }
+
+
 def prompts_cut(drawing: Mapping[str, Any]) -> Iterator[Flag]:
     """``prompts_cut``: prompts of more tokens than the text encoder takes, which lose their end without a word.
 

@@ -185,23 +185,25 @@ def _ordered(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
     """By contest and judge, in it by rank, then by name."""
     directions = {c.name: -1 if c.higher_is_better else 1 for c in columns}
     signs = table.ranked_by.map(directions)
-    values = [row[row["ranked_by"]] for row in table.to_dict("records")]
-    table = table.assign(_value=pd.Series(values, index=table.index, dtype=float) * signs, _sign=signs)
-    for _, part in table.groupby([*CONTEST, "judge", "ranked_by"], sort=False):
-        rows = part.to_dict("records")
-        table.loc[part.index, "rank"] = [1 + sum(_better(other, row) for other in rows) for row in rows]
+    own = [[row[row["ranked_by"] + side] for side in ("", "_low", "_high")] for row in table.to_dict("records")]
+    values = [value for value, *_ in own]
+    table = table.assign(_value=pd.Series(values, index=table.index, dtype=float) * signs)
+    ranks = dict[int, int]()
+    for part in table.groupby([*CONTEST, "judge", "ranked_by"], sort=False).indices.values():
+        rows = [SimpleNamespace(**dict(zip(("mean", "low", "high"), own[i], strict=True))) for i in part]
+        sign = signs.iloc[part[0]] if len(part) else 1
+        ranks |= {i: 1 + sum(_better(other, row, sign) for other in rows) for i, row in zip(part, rows, strict=True)}
+    table["rank"] = [ranks[i] for i in range(len(table))]
     by = [*CONTEST, "judge", "rank", "_value", "method", "recipe", "versions"]
     order = table.sort_values(by, kind="stable", na_position="last").index
-    ordered = table.loc[order].drop(columns=["_value", "_sign"]).reset_index(drop=True)
+    ordered = table.loc[order].drop(columns="_value").reset_index(drop=True)
     return ordered.astype({"rank": "int64"})
 
 
-def _better(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _better(row: Any, other: Any, sign: int) -> bool:
     """Whether a row is shown to be better than another one; without intervals nothing is."""
-    name = row["ranked_by"]
-    one, two = (SimpleNamespace(mean=r[name], low=r[f"{name}_low"], high=r[f"{name}_high"]) for r in (row, other))
-    low, high = difference(one, two)
-    return high < 0 if row["_sign"] > 0 else low > 0
+    low, high = difference(row, other)
+    return bool(high < 0 if sign > 0 else low > 0)
 
 
 def grid(board: Board) -> list[list[str]]:

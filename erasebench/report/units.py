@@ -64,10 +64,10 @@ def known(root: Path, skipped: list[str]) -> Known | None:
         skipped: a line is added for each run that is damaged, if something is returned.
     """
     paths = sorted(root.glob("runs/**/scores.parquet"))
-    lost, runs, rows, total = list[str](), dict[str, Run](), list[dict[str, Any]](), 0
+    lost, runs, rows, heads = list[str](), dict[str, Run](), list[dict[str, Any]](), dict[Path, Any]()
     with suppress(OSError, ValueError, pa.ArrowException, KeyError):
-        total = sum(pq.read_metadata(path).num_rows for path in paths)
-    if total < LEAST:
+        heads = {path: pq.read_metadata(path) for path in paths}
+    if (total := sum(head.num_rows for head in heads.values())) < LEAST:
         return None
     for path in paths:
         try:
@@ -77,7 +77,7 @@ def known(root: Path, skipped: list[str]) -> Known | None:
                 return None
             lost.append(f"left out: {error}")
             continue
-        found = _footer(path)
+        found = _footer(heads.get(path))
         if found is None or run.key in runs or found.pop("run") != run.key:
             return None
         if found.pop("heads"):
@@ -94,11 +94,14 @@ def of_runs(found: Sequence[Run]) -> Known | None:
     """Some runs of one results folder, as :func:`known` has them, whether or not they have headlines."""
     runs, rows, total = dict[str, Run](), list[dict[str, Any]](), 0
     for run in found:
-        path = run.folder / "scores.parquet"
-        said = _footer(path)
+        try:
+            head = pq.read_metadata(run.folder / "scores.parquet")
+        except (OSError, pa.ArrowException):
+            return None
+        said = _footer(head)
         if said is None or run.key in runs or said.pop("run") != run.key:
             return None
-        runs[run.key], total = run, total + pq.read_metadata(path).num_rows
+        runs[run.key], total = run, total + head.num_rows
         del said["heads"]
         rows.append({"run": run.key, **said})
     root = next((one.parent for one in found[0].folder.parents if one.name == "runs"), None) if found else None
@@ -108,10 +111,9 @@ def of_runs(found: Sequence[Run]) -> Known | None:
     return Known(root, pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes), runs, total)
 
 
-def _footer(path: Path) -> dict[str, Any] | None:
+def _footer(data: Any) -> dict[str, Any] | None:
     """The run and cell of a table, and how many headline rows it has; None unless its footer says that it is one."""
     try:
-        data = pq.read_metadata(path)
         place = {name: i for i, name in enumerate(data.schema.names)}
         found: dict[str, Any] = {"heads": 0}
         for i in range(data.num_row_groups):
