@@ -217,7 +217,7 @@ def write_prompts(root: Path, n: int) -> None:
     """Where the runs' configs say that their prompts come from."""
     root.mkdir(parents=True, exist_ok=True)
     for seed in (0, 1):
-        rows = [f"{p.id},{p.text},{p.seed}\n" for p in target_prompts(n, seed)]
+        rows = [f"{p.id.removeprefix('target-')},{p.text},{p.seed}\n" for p in target_prompts(n, seed)]  # it adds that
         (root / f"prompts{seed}.csv").write_text("id,text,seed\n" + "".join(rows), encoding="utf-8")
 
 

@@ -162,11 +162,15 @@ def command_of(names: Mapping[str, Any], seed: str) -> str:
     return " ".join(["python -m erasebench", *words, f"seed={seed}"])
 
 
+SHOWN = ("label", "metric", "judge", "group", "unit", "n", "clusters", "trainings", "mean",
+         "low", "high", "base", "base_low", "base_high")  # fmt: skip
+
+
 def _lines(cell: Cell) -> list[list[str]]:
     """The cell's headlines: what, of how many, original and erased model."""
     rows = cell.summary[(cell.summary.relation == "") & (cell.summary.label != "")]
     lines = [["measured", "judge", "prompts", "n", "clusters", "original model", "erased model"]]
-    for row in rows.to_dict("records"):
+    for row in rows[list(SHOWN)].to_dict("records"):
         label = str(row["label"]).replace("{metric}", str(row["metric"]))
         counts = [str(row["group"]), str(row["n"]), str(row["clusters"])]
         lines.append([label, str(row["judge"] or "-"), *counts, decision.value(row, "base"), decision.value(row)])
