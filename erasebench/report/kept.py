@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from erasebench.limits import MOST_TEXT, check_size
 from erasebench.store.files import replacing
 
 FOLDER = ("cache", "tables")
@@ -85,7 +86,7 @@ def load(root: Path, name: str) -> dict[str, bytes] | None:
     """The parts of an entry; None if it is not there, damaged, or signed by another."""
     path = root.joinpath(*FOLDER, name + END)
     try:
-        signature, head, rest = path.read_bytes().split(b"\n", 2)
+        signature, head, rest = check_size(path, MOST_TEXT).read_bytes().split(b"\n", 2)
         if not hmac.compare_digest(signature, _signature(name, head, rest)):
             return None
         os.utime(path)
