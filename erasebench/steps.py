@@ -6,8 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from erasebench import diffusion, progress, store
+from erasebench import diffusion, loaded, progress, store
 from erasebench.cell import VERSION, Cell, drawing, image_set, without_devices
 from erasebench.devices import check_device
 from erasebench.diffusion import erasures
@@ -33,8 +32,6 @@ from erasebench.types import Concept, Pipeline, Prompt, Score
 log = logging.getLogger(__name__)
 
 COMMIT = 2  # batches drawn between two commits
-_pipes: dict[str, Pipeline] = {}  # the last model, so that the cells of a grid load it once
-_prints: dict[int, str] = {}  # its fingerprint by its id, which the last step found as it was
 
 
 def load(cell: Cell) -> Pipeline:
@@ -44,12 +41,12 @@ def load(cell: Cell) -> Pipeline:
     switches = {key: model.get(key) for key in ("scheduler", "vae_tiling", "channels_last")}
     name = f"{cell.model_hash} {model['dtype']} {device} {switches}"
     with cell.measured("load") as record:
-        record["cached"] = name in _pipes
-        if name not in _pipes:
-            _forget()
+        record["cached"] = name in loaded.pipes
+        if name not in loaded.pipes:
+            loaded.forget()
             options = {"revision": model["revision"], "dtype": model["dtype"], "device": device}
-            _pipes[name] = diffusion.load(locate(model["path"]), **options, **switches)
-    return _pipes[name]
+            loaded.pipes[name] = diffusion.load(locate(model["path"]), **options, **switches)
+    return loaded.pipes[name]
 
 
 def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
@@ -93,7 +90,7 @@ def _erase(
     def make(folder: Path) -> None:
         record["cached"] = False
         with workspace.use(cell.root / "cache" / "work" / f"erase-{key}", cell.root), counting() as spent:
-            with _unharmed(who, model):
+            with loaded.unharmed(who, model):
                 started = time.perf_counter()
                 erased = method.erase(model, concept)
             cost = {"seconds": round(time.perf_counter() - started, 3), "peak_rss_mb": provenance.peak_rss_mb()}
@@ -135,42 +132,6 @@ def other_side(name: str, evaluator: Evaluator) -> str:
     return f"{name}.{evaluator.beside}" if evaluator.beside else "original"
 
 
-def _forget() -> None:
-    """The loaded model, so that the next cell loads it anew."""
-    _pipes.clear()
-    _prints.clear()
-
-
-@contextmanager
-def _unharmed(who: str, pipe: Pipeline, beside: Pipeline | None = None) -> Iterator[None]:
-    """Refuse what the block returns if it changed ``pipe`` itself: every later cell would draw the damaged model.
-
-    Args:
-        who: named in the error.
-        pipe: what is watched.
-        beside: the model it is a fork of, which is watched too: tensors that they share are looked at once.
-
-    Raises:
-        ValueError: weights, configs, the scheduler or hooks of ``pipe`` are not as they were; the model is forgotten.
-    """
-    known = any(pipe is kept for kept in _pipes.values())  # what the last step left as it was is not hashed again
-    before = _prints.get(id(pipe)) if known else None
-    before = before or diffusion.fingerprint(pipe, None if pipe is beside else beside)
-    try:
-        yield
-    finally:
-        harmed = diffusion.fingerprint(pipe, None if pipe is beside else beside) != before
-        if harmed:
-            _forget()
-        elif known and (beside is None or pipe is beside):
-            _prints[id(pipe)] = before
-    if harmed:
-        raise ValueError(
-            f"{who} must leave the pipeline it is given as it was; it changed it in place (weights, scheduler, or a "
-            "forgotten hook); work on erasebench.diffusion.fork(pipe) and replace parameters instead of writing to them"
-        )
-
-
 def attack(
     cell: Cell, attack: Attack, erased: Pipeline, erased_key: str, original: Pipeline,
     prompts: Sequence[Prompt], concept: Concept, judge: Judge,
@@ -203,7 +164,7 @@ def _attack(
         record["cached"] = False
         with workspace.use(cell.root / "cache" / "work" / f"attack-{key}"):
             who = f"attack {cell.names['attack']}"
-            with _unharmed(who, original), _unharmed(who, erased, original):
+            with loaded.unharmed(who, original), loaded.unharmed(who, erased, original):
                 found = attack.attack(erased, original, sources, concept, judge)
         embeds = {p.id: torch.from_numpy(p.embeds) for p in found if p.embeds is not None}
         rows = [{k: v for k, v in asdict(p).items() if k != "embeds"} for p in found]

@@ -18,7 +18,7 @@ from erasebench import fields
 from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import Training, student, with_weights
+from methods.fine_tuning import student, with_weights
 from methods.on_policy import Denoiser
 from methods.training_images import FromImages, Noised, Picture, token_columns
 
@@ -93,14 +93,7 @@ class AdvAnchor(FromImages, Method):
             for word in self.words(concept)
             for template in self.templates
         }
-        training = Training(
-            name="advanchor",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": torch.optim.Adam(weights.values(), lr=self.lr)},
-            state=weights,
-        )
-        training.run(lambda step: self.loss(model, unet, pictures, rows, step))
+        self.training(concept, weights).run(lambda step: self.loss(model, unet, pictures, rows, step))
         return with_weights(pipe, weights)
 
     def loss(

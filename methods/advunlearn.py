@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +19,13 @@ from erasebench.diffusion import apply_tensors, encode_embeddings, fork, token_t
 from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import FineTuning, Training, generator, uniform
+from methods.fine_tuning import uniform
 from methods.on_policy import Denoiser, joined
-
-
-class Draw(NamedTuple):
-    """What is random in one latent of a training step."""
-
-    word: str
-    stage: int  # i: where on its way the latent is
-    timestep: int
-    generator: torch.Generator  # of the latent's noise, and of the attack's start
+from methods.partway import Draw, Partway
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvUnlearn(FineTuning, Method):
+class AdvUnlearn(Partway, Method):
     r"""Trains the text encoder E, the UNet eps staying as it is, to minimise
 
     .. math:: |\epsilon(z_t, E(p \oplus c)) - [\epsilon(z_t, \varnothing)
@@ -118,20 +110,13 @@ class AdvUnlearn(FineTuning, Method):
         """A pipeline with another text encoder that shares everything else with ``pipe``."""
         kept, model = self.kept(concept), self.denoiser(pipe)
         taught, weights = pupil(pipe)
-        training = Training(
-            name="advunlearn",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": torch.optim.Adam(weights.values(), lr=self.lr)},
-            state=weights,
-        )
-        training.run(lambda step: self.loss(model, taught, concept, kept, step))
+        self.training(concept, weights).run(lambda step: self.loss(model, taught, concept, kept, step))
         return apply_tensors(pipe, {f"text_encoder.{name}": weight for name, weight in weights.items()})
 
     def loss(self, model: Denoiser, taught: Pipeline, concept: Concept, kept: Sequence[str], step: int) -> Tensor:
         """Mean squares over the latents of a step; only ``taught`` gets gradients."""
-        draws, unet = self.draws(model, self.words(concept), step, "erase", self.batch_size), model.pipe.unet
-        z, times, text = self._latents(model, draws)
+        draws, unet = self.stages(model, self.words(concept), step, "erase"), model.pipe.unet
+        z, times, text = self.drawn(model, unet, draws)
         with torch.no_grad():
             both = joined(model.encode([""] * len(draws)), text)
             empty, given = model.epsilon(unet, torch.cat([z, z]), times + times, both).chunk(2)
@@ -139,28 +124,12 @@ class AdvUnlearn(FineTuning, Method):
         found = model.epsilon(unet, z, times, encoded(taught, [draw.word for draw in draws], prefix))
         erase = F.mse_loss(found, empty - self.eta * (given - empty))
 
-        others = self.draws(model, kept, step, "retain", self.retain_batch)
-        x, times, text = self._latents(model, others)
+        others = self.stages(model, kept, step, "retain", n=self.retain_batch)
+        x, times, text = self.drawn(model, unet, others)
         with torch.no_grad():
             same = model.epsilon(unet, x, times, text)
         found = model.epsilon(unet, x, times, encoded(taught, [draw.word for draw in others]))
         return erase + self.retain_scale * F.mse_loss(found, same)
-
-    def draws(self, model: Denoiser, words: Sequence[str], step: int, what: str, n: int) -> list[Draw]:
-        """The random numbers of a step, one entry for each latent, as ESD's."""
-        found = []
-        for row in range(n):
-            draw = generator(self.seed, step, row, what)
-            word, stage = words[uniform(0, len(words), draw)], uniform(0, self.steps, draw)
-            low, high = (round(i / self.steps * model.total) for i in (stage, stage + 1))
-            found.append(Draw(word, stage, uniform(low, high, draw), draw))
-        return found
-
-    def _latents(self, model: Denoiser, draws: Sequence[Draw]) -> tuple[Tensor, list[int], Encoding]:
-        text, noise = model.encode([draw.word for draw in draws]), model.noise([draw.generator for draw in draws])
-        last = [max(draw.stage - 1, 0) for draw in draws]
-        z = model.descend(model.pipe.unet, noise, text, self.steps - 2, last)
-        return z, [draw.timestep for draw in draws], text
 
     def attack(self, model: Denoiser, taught: Pipeline, draws: Sequence[Draw], z: Tensor, goal: Tensor) -> Tensor:
         """p: token embeddings [b, prefix, width] with which the encoder being trained says what the original said."""

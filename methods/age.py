@@ -50,7 +50,7 @@ class AGE(EAP):
         self, model: Denoiser, unet: Any, text: Encoding, adversarial: Encoding, draws: Sequence[Draw]
     ) -> tuple[Tensor, Tensor]:
         """Latents [2b, ...] drawn with the concept and then the adversarial text, and what theta should predict."""
-        z = self.drawn(model, unet, joined(text, adversarial), draws)
+        z = self.both(model, unet, joined(text, adversarial), draws)
         times, asked = [draw.timestep for draw in draws] * 3, joined(text, adversarial, adversarial)
         e = model.epsilon(model.pipe.unet, torch.cat([z[: len(draws)], z]), times, asked)
         e_concept, e_towards, e_kept = e.chunk(3)

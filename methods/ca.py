@@ -17,7 +17,7 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import Layers, Training, student, with_weights
+from methods.fine_tuning import Layers, student, with_weights
 from methods.on_policy import Denoiser, joined
 from methods.training_images import FromImages, Picture
 
@@ -83,14 +83,8 @@ class CA(FromImages, Method):
         pairs, model = self.anchored(concept), self.denoiser(pipe)
         unet, weights = student(pipe, self.layers, model.half)
         pictures = self.pictures(pipe, [(anchor, word) for word, anchor in pairs])
-        training = Training(
-            name="ca",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)},
-            state=weights,
-        )
-        training.run(lambda step: self.loss(model, unet, pictures, step))
+        adam = torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)
+        self.training(concept, weights, weights=adam).run(lambda step: self.loss(model, unet, pictures, step))
         return with_weights(pipe, weights)
 
     def loss(self, model: Denoiser, unet: Any, pictures: Sequence[Picture], step: int) -> Tensor:

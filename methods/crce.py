@@ -15,9 +15,10 @@ from torch import Tensor
 
 from erasebench import fields
 from erasebench.types import Concept
-from methods.esd import ESD, Draw
+from methods.esd import ESD
 from methods.fine_tuning import Layers, generator, uniform
 from methods.on_policy import Denoiser, joined
+from methods.partway import Draw
 
 
 class Other(NamedTuple):

@@ -19,7 +19,7 @@ from erasebench import fields
 from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline, seed_of
-from methods.fine_tuning import Layers, Training, student, with_weights
+from methods.fine_tuning import Layers, student, with_weights
 from methods.on_policy import Denoiser
 from methods.training_images import FromImages, Noised
 
@@ -100,15 +100,12 @@ class DoCo(FromImages, Method):
         unet, weights = student(pipe, self.layers, model.half)
         pictures = self.pictures(pipe, [(anchor, word) for word, anchor in pairs])
         judge = discriminator(model.shape[0], self.seed).to(model.device, model.dtype)
-        training = Training(
-            name="doco",
-            identity=f"{self!r} {concept!r}",
+        training = self.training(
+            concept,
+            {**weights, **{f"discriminator.{name}": p for name, p in judge.named_parameters()}},
             iterations=2 * self.iterations - self.warm_up,
-            optimisers={
-                "discriminator": torch.optim.Adam(judge.parameters(), lr=self.discriminator_lr),
-                "weights": torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay),
-            },
-            state={**weights, **{f"discriminator.{name}": p for name, p in judge.named_parameters()}},
+            discriminator=torch.optim.Adam(judge.parameters(), lr=self.discriminator_lr),
+            weights=torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay),
         )
 
         def loss(step: int) -> Tensor:

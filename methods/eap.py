@@ -12,23 +12,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from erasebench import fields
 from erasebench.diffusion import encode
 from erasebench.diffusion.encoding import Encoding
-from erasebench.prompts.files import read_rows
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import (
-    FineTuning,
-    Training,
-    student,
-    uniform,
-    with_weights,
-)
+from methods.fine_tuning import student, with_weights
 from methods.on_policy import Denoiser, joined
+from methods.partway import Partway
+from methods.word_pools import gumbel_softmax, pool_words, spread, tokenizer_words
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 
@@ -52,7 +46,7 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EAP(FineTuning, Method):
+class EAP(Partway, Method):
     r"""Alternates between layers theta, which minimise, and a choice pi among words, which maximises the second term of
 
     .. math:: d(\theta(z, c), \theta^*(z) - \eta (\theta^*(z, c) - \theta^*(z)))
@@ -131,15 +125,12 @@ class EAP(FineTuning, Method):
         unet, weights = student(pipe, self.layers, model.half)
         pools = {word: self.candidates(model, word, concept) for word in self.words(concept)}
         logits = [pool.logits for pool in pools.values()]
-        training = Training(
-            name=type(self).__name__.lower(),
-            identity=f"{self!r} {concept!r}",
+        training = self.training(
+            concept,
+            {**weights, **{f"logits.{i}": tensor for i, tensor in enumerate(logits)}},
             iterations=2 * self.iterations,
-            optimisers={
-                "weights": torch.optim.Adam(weights.values(), lr=self.lr),
-                "concepts": torch.optim.Adam(logits, lr=self.concept_lr),
-            },
-            state={**weights, **{f"logits.{i}": tensor for i, tensor in enumerate(logits)}},
+            weights=torch.optim.Adam(weights.values(), lr=self.lr),
+            concepts=torch.optim.Adam(logits, lr=self.concept_lr),
         )
 
         def loss(step: int) -> Tensor:
@@ -168,12 +159,10 @@ class EAP(FineTuning, Method):
 
     def draws(self, model: Denoiser, pools: dict[str, Pool], step: int) -> list[Draw]:
         """The random numbers of a step, one entry for each latent."""
-        words, found = list(pools), []
-        for draw in self.generators(step):
-            word, stage = words[uniform(0, len(words), draw)], uniform(0, self.steps, draw)
-            low, high = (round(i / self.steps * model.total) for i in (stage, stage + 1))
-            timestep, n = uniform(low, high, draw), len(pools[word].words)
-            found.append(Draw(word, stage, timestep, torch.rand(n, generator=draw, dtype=torch.float32), draw))
+        found = []
+        for word, stage, timestep, draw in self.stages(model, list(pools), step):
+            chances = torch.rand(len(pools[word].words), generator=draw, dtype=torch.float32)
+            found.append(Draw(word, stage, timestep, chances, draw))
         return found
 
     def chosen(self, pools: dict[str, Pool], draws: Sequence[Draw]) -> Encoding:
@@ -192,13 +181,13 @@ class EAP(FineTuning, Method):
     ) -> tuple[Tensor, Tensor]:
         """Latents [2b, ...] drawn with the concept and then the adversarial text, and what theta should predict."""
         texts, times = joined(text, adversarial), [draw.timestep for draw in draws]
-        z = self.drawn(model, unet, texts, draws)
+        z = self.both(model, unet, texts, draws)
         asked = joined(model.encode([""] * len(draws)), texts)
         e = model.epsilon(model.pipe.unet, torch.cat([z[: len(draws)], z]), times * 3, asked)
         e_empty, e_concept, e_kept = e.chunk(3)
         return z, torch.cat([e_empty - self.eta * (e_concept - e_empty), e_kept])
 
-    def drawn(self, model: Denoiser, unet: Any, texts: Encoding, draws: Sequence[Draw]) -> Tensor:
+    def both(self, model: Denoiser, unet: Any, texts: Encoding, draws: Sequence[Draw]) -> Tensor:
         """Latents [2b, ...] that theta draws with both texts from the same noise."""
         noise, last = model.noise([draw.generator for draw in draws]), [max(draw.stage - 1, 0) for draw in draws]
         return model.descend(unet, torch.cat([noise, noise]), texts, self.steps - 2, last + last)
@@ -215,10 +204,9 @@ class EAP(FineTuning, Method):
 
     def concept_loss(self, model: Denoiser, unet: Any, pools: dict[str, Pool], draws: Sequence[Draw]) -> Tensor:
         """What pi minimises: minus the distance of the two models' answers to the adversarial concept."""
-        adversarial, times = self.chosen(pools, draws), [draw.timestep for draw in draws]
+        adversarial = self.chosen(pools, draws)
         fixed = Encoding(adversarial.states.detach(), adversarial.pooled.detach())
-        noise, last = model.noise([draw.generator for draw in draws]), [max(draw.stage - 1, 0) for draw in draws]
-        z = model.descend(unet, noise, fixed, self.steps - 2, last)
+        z, times, _ = self.drawn(model, unet, draws, fixed)
         with torch.no_grad():
             target = model.epsilon(model.pipe.unet, z, times, fixed)
         return -self._distances(model, model.epsilon(unet, z, times, adversarial) - target, draws).mean()
@@ -230,75 +218,3 @@ class EAP(FineTuning, Method):
             return squares
         alpha = model.level([model.timesteps[draw.stage] for draw in draws]).flatten()
         return squares * (1 - alpha) / alpha
-
-
-def gumbel_softmax(logits: Tensor, uniform: Tensor, temperature: float, hard: bool) -> Tensor:
-    """softmax((logits + Gumbel noise) / temperature) [n]; if ``hard``, one 1 with the gradients of the softmax.
-
-    >>> y = gumbel_softmax(torch.zeros(3), torch.tensor([0.1, 0.9, 0.5]), 2.0, True)
-    >>> y.round().tolist()
-    [0.0, 1.0, 0.0]
-    """
-    gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
-    y = torch.softmax((logits + gumbel) / temperature, dim=-1)
-    if not hard:
-        return y
-    one = torch.zeros_like(y).index_fill_(0, y.argmax(), 1.0)
-    return (one - y).detach() + y
-
-
-def spread(values: NDArray[np.float64], centres: int) -> list[int]:
-    """Indices of the value nearest to each k-means centre of some numbers, ascending by value.
-
-    The least sum of squares, exactly: in one dimension clusters are runs of the sorted values, so the best split of the
-    first j values into k runs is the best last run after the best split into k - 1 (Wang and Song, The R Journal 3/2,
-    2011). Time O(centres n^2), memory O(n^2): about a second for 2,000 values and 100 centres.
-
-    >>> spread(np.array([0.0, 0.1, 0.2, 5.0, 5.1, 5.2]), 2)
-    [1, 4]
-    """
-    order = np.argsort(values, kind="stable")
-    if centres >= len(values):
-        return [int(i) for i in order]
-    x = np.asarray(values, dtype=np.float64)[order]
-    x = x - x.mean()
-    n, sums, squares = len(x), np.append(0.0, x.cumsum()), np.append(0.0, (x**2).cumsum())
-    first, last = np.arange(n)[:, None], np.arange(1, n + 1)
-    size = np.maximum(last - first, 1)
-    cost = (squares[last] - squares[first]) - (sums[last] - sums[first]) ** 2 / size  # [first, last) of the sorted
-    cost = np.where(last > first, cost, np.inf)
-    best, starts = cost[0], []
-    for _ in range(centres - 1):
-        total = np.append(np.inf, best[:-1])[:, None] + cost
-        starts.append(total.argmin(0))
-        best = total.min(0)
-    chosen, end = set(), n
-    for start in [*(begin for begin in reversed(starts)), np.zeros(n, dtype=int)]:
-        begin = int(start[end - 1])
-        centre = x[begin:end].mean()
-        chosen.add(int(order[begin + np.abs(x[begin:end] - centre).argmin()]))
-        end = begin
-    return sorted(chosen, key=lambda i: (values[i], i))
-
-
-def pool_words(pool: Sequence[str] | str) -> list[str]:
-    """The words of a pool: the list itself, or the column ``word`` of a CSV file.
-
-    Raises:
-        ValueError: no words, something that is no text, a file that is not there or has no such column.
-    """
-    if isinstance(pool, str):
-        if not fields.path("pool", pool).is_file():
-            raise ValueError(
-                f"pool {pool} must be a CSV file; found none; fetch english_3000.csv, or write method.pool=[{pool}]"
-            )
-        pool = [row["word"] for _, row in read_rows(pool, {"word": "name the column of the words word"})]
-    if not any(word.strip() for word in pool):
-        raise ValueError("pool must hold at least one word; got none; list words to preserve")
-    return [word.strip() for word in pool if word.strip()]
-
-
-def tokenizer_words(pipe: Pipeline) -> list[str]:
-    """Tokens of the model's tokenizer that are words of at least two letters, in alphabetical order."""
-    ended = sorted(token for token in pipe.tokenizer.get_vocab() if token.endswith("</w>"))
-    return [word for word in (token.removesuffix("</w>") for token in ended) if len(word) > 1 and word.isalpha()]

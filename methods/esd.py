@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +18,13 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import FineTuning, Training, student, uniform, with_weights
+from methods.fine_tuning import student, with_weights
 from methods.on_policy import Denoiser, joined
-
-
-class Draw(NamedTuple):
-    """What is random in one latent of a training step."""
-
-    word: str
-    stage: int  # i: where on its way the latent is
-    timestep: int
-    generator: torch.Generator  # of the latent's noise, and of a sampler that adds more
+from methods.partway import Draw, Partway
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESD(FineTuning, Method):
+class ESD(Partway, Method):
     r"""Trains some layers of the UNet, theta, to minimise
 
 
@@ -96,30 +88,19 @@ class ESD(FineTuning, Method):
         model = self.denoiser(pipe)
         unet, weights = student(pipe, self.layers, model.half)
         adam = torch.optim.Adam(weights.values(), lr=self.lr)
-        training = Training(
-            name="esd",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": adam},
-            state=weights,
-        )
 
         def rounded() -> None:
             if self.precision == "bfloat16":
                 round_to_bfloat16(adam)
 
         rounded()
+        training = self.training(concept, weights, weights=adam)
         training.run(lambda step: self.loss(model, unet, self.draws(model, concept, step)), after=rounded)
         return with_weights(pipe, weights)
 
     def draws(self, model: Denoiser, concept: Concept, step: int) -> list[Draw]:
         """The random numbers of a step, one entry for each latent."""
-        words, found = self.words(concept), []
-        for draw in self.generators(step):
-            word, stage = words[uniform(0, len(words), draw)], uniform(0, self.steps, draw)
-            low, high = (round(i / self.steps * model.total) for i in (stage, stage + 1))
-            found.append(Draw(word, stage, uniform(low, high, draw), draw))
-        return found
+        return self.stages(model, self.words(concept), step)
 
     def loss(self, model: Denoiser, unet: Any, draws: Sequence[Draw]) -> Tensor:
         """Mean square over the latents of a step; only ``unet`` gets gradients."""
@@ -134,12 +115,10 @@ class ESD(FineTuning, Method):
 
     def _latents(self, model: Denoiser, unet: Any, draws: Sequence[Draw]) -> tuple[Tensor, Any]:
         drawing = unet if self.drawn_by == "trained" else model.pipe.unet
-        text, generators = model.encode([draw.word for draw in draws]), [draw.generator for draw in draws]
         if self.sampler == "pipeline":
+            text, generators = model.encode([draw.word for draw in draws]), [draw.generator for draw in draws]
             return model.pipeline_latents(drawing, generators, text, [draw.stage for draw in draws])
-        last = [max(draw.stage - 1, 0) for draw in draws]
-        z = model.descend(drawing, model.noise(generators), text, self.steps - 2, last)
-        return z, [draw.timestep for draw in draws]
+        return self.drawn(model, drawing, draws)[:2]
 
 
 @torch.no_grad()

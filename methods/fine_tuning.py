@@ -88,6 +88,25 @@ class FineTuning:
         """What draws and asks the pipeline's models, with these settings."""
         return Denoiser(pipe, steps=self.steps, guidance_scale=self.guidance_scale, autocast=self.autocast)
 
+    def training(
+        self,
+        concept: Concept,
+        state: Mapping[str, Tensor],
+        *,
+        iterations: int | None = None,
+        clip: float | None = None,
+        **optimisers: torch.optim.Optimizer,
+    ) -> Training:
+        """The loop of this method on a concept; by default ``iterations`` updates of ``state`` by Adam at ``lr``."""
+        return Training(
+            name=type(self).__module__.rpartition(".")[2],
+            identity=f"{self!r} {concept!r}",
+            iterations=self.iterations if iterations is None else iterations,
+            optimisers=optimisers or {"weights": torch.optim.Adam(state.values(), lr=self.lr)},
+            state=state,
+            clip=clip,
+        )
+
     def generators(self, step: int) -> list[torch.Generator]:
         """A generator for each latent of a step; none depends on the batch size."""
         return [generator(self.seed, step, row) for row in range(self.batch_size)]
@@ -131,11 +150,7 @@ def student(pipe: Pipeline, layers: Layers, half: Pipeline | None = None) -> tup
     A UNet in half precision is copied to float32, for updates of 1e-5 vanish in half precision. On a GPU gradients are
     checkpointed: activations are computed again for the backward pass, which changes memory and not the result.
     """
-    unet = fork(half or pipe).unet.requires_grad_(False)
-    if half is None and unet.dtype in (torch.float16, torch.bfloat16):
-        unet.float()
-    if unet.device.type == "cuda":
-        unet.enable_gradient_checkpointing()
+    unet = frozen(pipe, half)
     trained = {}
     for name in layer_names(unet, layers):
         path, _, leaf = name.rpartition(".")
@@ -143,6 +158,16 @@ def student(pipe: Pipeline, layers: Layers, half: Pipeline | None = None) -> tup
         trained[name] = nn.Parameter(weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True))
         setattr(unet.get_submodule(path), leaf, trained[name])
     return unet, trained
+
+
+def frozen(pipe: Pipeline, half: Pipeline | None = None) -> Any:
+    """A UNet that shares every tensor with ``pipe`` or ``half`` and lets gradients through; see :func:`student`."""
+    unet = fork(half or pipe).unet.requires_grad_(False)
+    if half is None and unet.dtype in (torch.float16, torch.bfloat16):
+        unet.float()
+    if unet.device.type == "cuda":
+        unet.enable_gradient_checkpointing()
+    return unet
 
 
 def with_weights(pipe: Pipeline, trained: Mapping[str, Tensor]) -> Pipeline:

@@ -5,8 +5,7 @@ Zhang, Wang, Xu, Wang and Shi, CVPR 2024 workshops, arXiv:2303.17591.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,8 @@ from erasebench import fields
 from erasebench.diffusion import last_token
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import Layers, Training, student, with_weights
+from methods.attention_maps import attention
+from methods.fine_tuning import Layers, student, with_weights
 from methods.on_policy import Denoiser
 from methods.training_images import FromImages, Picture, token_columns
 
@@ -79,14 +79,8 @@ class FMN(FromImages, Method):
         unet, weights = student(pipe, self.layers, model.half)
         columns = self.columns(pipe, concept)
         pictures = self.pictures(pipe, [(word, word) for word in self.words(concept)])
-        training = Training(
-            name="fmn",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)},
-            state=weights,
-            clip=self.clip,
-        )
+        adam = torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)
+        training = self.training(concept, weights, clip=self.clip, weights=adam)
         training.run(lambda step: self.loss(model, unet, pictures, columns, step))
         return with_weights(pipe, weights)
 
@@ -112,33 +106,3 @@ class FMN(FromImages, Method):
             for row, picture in enumerate(few.pictures)
         ]
         return torch.stack(squares).sum().sqrt()
-
-
-class _Watched:
-    """diffusers' plain cross-attention, which writes down its probabilities [b, heads, pixels, tokens]."""
-
-    def __init__(self, found: list[Tensor]) -> None:
-        self.found = found
-
-    def __call__(self, attn: Any, x: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
-        def split(y: Tensor) -> Tensor:
-            return y.view(len(y), y.shape[1], attn.heads, -1).transpose(1, 2)  # [b, heads, n, d]
-
-        q, k, v = split(attn.to_q(x)), split(attn.to_k(encoder_hidden_states)), split(attn.to_v(encoder_hidden_states))
-        probabilities = (q @ k.transpose(-1, -2) * attn.scale).softmax(dim=-1)
-        self.found.append(probabilities)
-        return attn.to_out[0]((probabilities @ v).transpose(1, 2).reshape(len(x), x.shape[1], -1))
-
-
-@contextmanager
-def attention(unet: Any) -> Iterator[list[Tensor]]:
-    """The probabilities of every cross-attention that is asked within the block, with gradients, in forward order."""
-    cross = [module for name, module in unet.named_modules() if name.endswith("attn2")]
-    before, found = [module.processor for module in cross], list[Tensor]()
-    try:
-        for module in cross:
-            module.processor = _Watched(found)
-        yield found
-    finally:
-        for module, processor in zip(cross, before, strict=True):
-            module.processor = processor

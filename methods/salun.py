@@ -17,13 +17,13 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import Layers, Training, generator, student, with_weights
+from methods.fine_tuning import Layers, generator, student, with_weights
 from methods.on_policy import Denoiser
-from methods.training_images import FromImages, Noised, Picture, noised
+from methods.training_images import Picture, Remembering, denoising, noised
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUn(FromImages, Method):
+class SalUn(Remembering, Method):
     r"""Trains the salient weights of the UNet, theta, on noised pictures z_t of the concept c and x_t of others r:
 
     .. math:: |\epsilon_\theta(z_t, c, t) - \mathrm{sg}\,\epsilon_\theta(z_t, a, t)|^2
@@ -48,9 +48,9 @@ class SalUn(FromImages, Method):
     Args:
         salient: share of the trained weights that may move, 0 < s <= 1.
         alpha: >= 0.
-        remain: subjects of the pictures to keep; None: the anchors, as for nudity.
 
-    The remaining fields are those of :class:`methods.training_images.FromImages`.
+    The remaining fields are those of :class:`methods.training_images.Remembering`: with ``remain`` None the anchors are
+    kept, as for nudity.
 
     Raises:
         ValueError: a value out of its range, a concept without an anchor, nothing left to keep.
@@ -68,61 +68,31 @@ class SalUn(FromImages, Method):
     images: int = 800
     salient: float = 0.5
     alpha: float = 0.5
-    remain: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         fields.number("salient", self.salient, above=0, most=1)
         fields.number("alpha", self.alpha, least=0)
-        if self.remain is not None:
-            object.__setattr__(self, "remain", fields.texts("remain", self.remain, least=1))
 
     def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.anchored(concept)
         self.others(concept)
 
-    def others(self, concept: Concept) -> list[str]:
-        """The subjects to keep, without those that are erased."""
-        if self.remain is None:
-            return list(dict.fromkeys(anchor for _, anchor in self.anchored(concept)))
-        erased = {text.casefold() for part in concept.singles for text in part.phrases}
-        found = [text for text in self.remain if text.casefold() not in erased]
-        if not found:
-            raise ValueError(f"remain must name a subject that is not {concept.name!r}; got none; add others to it")
-        return found
-
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""
         pairs, model = self.anchored(concept), self.denoiser(pipe)
         unet, weights = student(pipe, self.layers, model.half)
-        forget, remain = self.pictures(pipe, pairs), self._remain(pipe, concept)
+        forget, remain = self.pictures(pipe, pairs), self.remaining(pipe, concept)
         mask = self.mask(model, unet, weights, forget)
         before = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        training = Training(
-            name="salun",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": torch.optim.Adam(weights.values(), lr=self.lr)},
-            state=weights,
-        )
 
         @torch.no_grad()
         def restore() -> None:
             for name, tensor in weights.items():
                 tensor.copy_(torch.where(mask[name], tensor, before[name]))
 
-        training.run(lambda step: self.loss(model, unet, forget, remain, step), after=restore)
+        self.training(concept, weights).run(lambda step: self.loss(model, unet, forget, remain, step), after=restore)
         return with_weights(pipe, weights)
-
-    def _remain(self, pipe: Pipeline, concept: Concept) -> list[Picture]:
-        """As many pictures to keep as there are to forget, spread over the subjects."""
-        others, pairs = self.others(concept), self.anchored(concept)
-        found = self.pictures(pipe, [(text, text) for text in others]) if len(others) <= len(pairs) else []
-        if found:
-            return found
-        each = -(-self.images * len(pairs) // len(others))
-        few = type(self)(**{**vars(self), "images": each})
-        return few.pictures(pipe, [(text, text) for text in others])
 
     def mask(
         self, model: Denoiser, unet: Any, weights: Mapping[str, Tensor], forget: Sequence[Picture]
@@ -153,9 +123,3 @@ class SalUn(FromImages, Method):
             goal = model.epsilon(unet, few.z, few.timesteps, anchor)
         erase = F.mse_loss(model.epsilon(unet, few.z, few.timesteps, concept), goal)
         return erase + self.alpha * denoising(model, unet, self.noised(model, remain, step, "remain"))
-
-
-def denoising(model: Denoiser, unet: Any, few: Noised) -> Tensor:
-    """The usual training loss of noised pictures with their own texts."""
-    text = model.encode([picture.text for picture in few.pictures])
-    return F.mse_loss(model.epsilon(unet, few.z, few.timesteps, text), few.noise)

@@ -16,7 +16,7 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import FineTuning, Training, student, uniform, with_weights
+from methods.fine_tuning import FineTuning, student, uniform, with_weights
 from methods.on_policy import Denoiser
 
 
@@ -89,13 +89,11 @@ class SDD(FineTuning, Method):
         """A pipeline without the concept that shares all but its trained layers with ``pipe``."""
         model = self.denoiser(pipe)
         (unet, weights), (teacher, average) = (student(pipe, self.layers, model.half) for _ in range(2))
-        training = Training(
-            name="sdd",
-            identity=f"{self!r} {concept!r}",
-            iterations=self.iterations,
-            optimisers={"weights": torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)},
-            state={**weights, **{f"average.{name}": tensor for name, tensor in average.items()}},
+        training = self.training(
+            concept,
+            {**weights, **{f"average.{name}": tensor for name, tensor in average.items()}},
             clip=self.clip,
+            weights=torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay),
         )
 
         @torch.no_grad()

@@ -7,11 +7,12 @@ method, so that every method that wants the same ones finds them there (``cache/
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -88,11 +89,25 @@ class FromImages(FineTuning):
                 )
         return [(word, part.anchor) for part in concept.singles for word in part.phrases[:many]]
 
-    def pictures(self, pipe: Pipeline, subjects: Sequence[tuple[str, str]]) -> list[Picture]:
-        """``images`` pictures of the first of each pair, each with the second in the same sentence for ``asked``."""
+    def pictures(
+        self,
+        pipe: Pipeline,
+        subjects: Sequence[tuple[str, str]],
+        *,
+        each: int | None = None,
+        altered: Callable[[Image.Image, int], Image.Image] | None = None,
+    ) -> list[Picture]:
+        """``images`` pictures of the first of each pair, each with the second in the same sentence for ``asked``.
+
+        Args:
+            pipe: draws them.
+            subjects: pairs of what is drawn and what is asked.
+            each: another number of pictures than ``images``.
+            altered: a picture and its number -> what is learnt in its place.
+        """
         texts: list[tuple[Prompt, str]] = []
         for subject, other in subjects:
-            for i in range(self.images):
+            for i in range(each or self.images):
                 template, copy = self.templates[i % len(self.templates)], i // len(self.templates)
                 text = template.format(subject)
                 seed = seed_of("training image", text, copy) >> 8
@@ -106,7 +121,8 @@ class FromImages(FineTuning):
             )
         if not whole:
             raise ValueError(f"the model must draw {texts[0][0].text!r}; got no usable image; check model.dtype")
-        latents = picture_latents(pipe, [image for image in drawn if image is not None])
+        kept = [(i, image) for i, image in enumerate(drawn) if image is not None]
+        latents = picture_latents(pipe, [altered(image, i) if altered else image for i, image in kept])
         return [Picture(texts[i][0].text, texts[i][1], z) for i, z in zip(whole, latents, strict=True)]
 
     def noised(self, model: Denoiser, pictures: Sequence[Picture], step: int, what: str = "") -> Noised:
@@ -114,6 +130,51 @@ class FromImages(FineTuning):
         draws = [generator(self.seed, step, row, what) for row in range(self.batch_size)]
         chosen = [pictures[uniform(0, len(pictures), draw)] for draw in draws]
         return noised(model, chosen, draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(FromImages):
+    """Fields of those that learn from pictures of what should stay, too.
+
+    Args:
+        remain: subjects of the pictures to keep; None: the anchors.
+
+    Raises:
+        ValueError: nothing that is no text, before any weight is loaded.
+    """
+
+    remain: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remain is not None:
+            object.__setattr__(self, "remain", fields.texts("remain", self.remain, least=1))
+
+    def others(self, concept: Concept) -> list[str]:
+        """The subjects to keep, without those that are erased.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.remain is None:
+            return list(dict.fromkeys(anchor for _, anchor in self.anchored(concept)))
+        erased = {text.casefold() for part in concept.singles for text in part.phrases}
+        found = [text for text in self.remain if text.casefold() not in erased]
+        if not found:
+            raise ValueError(f"remain must name a subject that is not {concept.name!r}; got none; add others to it")
+        return found
+
+    def remaining(self, pipe: Pipeline, concept: Concept) -> list[Picture]:
+        """As many pictures to keep as there are to forget, spread over the subjects; of few, ``images`` of each."""
+        others, erased = self.others(concept), len(self.words(concept))
+        each = self.images if len(others) <= erased else -(-self.images * erased // len(others))
+        return self.pictures(pipe, [(text, text) for text in others], each=each)
+
+
+def denoising(model: Denoiser, unet: Any, few: Noised) -> Tensor:
+    """The usual training loss of noised pictures with their own texts."""
+    text = model.encode([picture.text for picture in few.pictures])
+    return F.mse_loss(model.epsilon(unet, few.z, few.timesteps, text), few.noise)
 
 
 def noised(model: Denoiser, pictures: list[Picture], draws: Sequence[torch.Generator]) -> Noised:

@@ -43,7 +43,7 @@ def latent(pipe, method, draw):
 def by_hand(pipe, taught, method, model, words, kept, step):
     erase = keep = 0
     none = torch.zeros(1, 0, 32, dtype=torch.float64)
-    for draw in method.draws(model, words, step, "erase", method.batch_size):
+    for draw in method.stages(model, words, step, "erase"):
         z, t = latent(pipe, method, draw), draw.timestep
         with torch.no_grad():
             empty, given = (slow.ask(pipe.unet, z, t, slow.states(pipe, text)) for text in ("", draw.word))
@@ -56,7 +56,7 @@ def by_hand(pipe, taught, method, model, words, kept, step):
                 prefix = (prefix - method.attack_lr * torch.autograd.grad(near, prefix)[0].sign()).detach()
         found = slow.ask(pipe.unet, z, t, with_prefix(taught, draw.word, prefix))
         erase += ((found - (empty - method.eta * (given - empty))) ** 2).mean() / method.batch_size
-    for draw in method.draws(model, kept, step, "retain", method.retain_batch):
+    for draw in method.stages(model, kept, step, "retain", n=method.retain_batch):
         x, t = latent(pipe, method, draw), draw.timestep
         with torch.no_grad():
             same = slow.ask(pipe.unet, x, t, slow.states(pipe, draw.word))

@@ -16,8 +16,9 @@ from erasebench.diffusion import changed_tensors
 from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning
-from methods.eap import EAP, gumbel_softmax, pool_words, spread
+from methods.eap import EAP
 from methods.fine_tuning import layer_names
+from methods.word_pools import gumbel_softmax, pool_words, spread, tokenizer_words
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_training.py"))))
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
@@ -231,7 +232,6 @@ def test_sdxl_is_erased_too(tiny_xl_pipe):
 
 def test_without_a_pool_words_are_the_tokenizers(tiny_pipe):
     tokenizer = SimpleNamespace(get_vocab=lambda: {"sun</w>": 0, "su": 1, "dog</w>": 2, "7</w>": 3, "x</w>": 4})
-    from methods.eap import tokenizer_words
 
     assert tokenizer_words(SimpleNamespace(tokenizer=tokenizer)) == ["dog", "sun"]
     with pytest.raises(ValueError, match="pool must hold a word that is not 'cat'; got none"):

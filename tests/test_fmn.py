@@ -12,6 +12,7 @@ import torch
 
 from erasebench.diffusion import changed_tensors, encode
 from erasebench.types import Concept, joint
+from methods.attention_maps import attention
 from methods.fine_tuning import layer_names, student
 from methods.fmn import FMN
 
@@ -58,8 +59,6 @@ def test_watching_changes_no_prediction_and_ends_with_the_block(make_pipe):
     pipe = make_pipe(dtype=torch.float64)
     method = FMN(**QUICK)
     model, z = method.denoiser(pipe), torch.ones(1, 4, 8, 8, dtype=torch.float64)
-    from methods.fmn import attention
-
     with torch.no_grad():
         plain = slow.asked(pipe, pipe.unet, z, 7, encode(pipe, ["a cat"]))
         with attention(pipe.unet) as found:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from erasebench import diffusion, steps
+from erasebench import diffusion, loaded
 
 
 def in_place(pipe):
@@ -32,38 +32,38 @@ def other_scheduler(pipe):
 @pytest.mark.parametrize("harm", [in_place, swapped_tensor, forgotten_hook, other_scheduler])
 def test_a_pipeline_that_was_changed_is_refused_and_forgotten(make_pipe, harm):
     pipe = make_pipe()
-    steps._pipes["model"] = pipe
+    loaded.pipes["model"] = pipe
     with (
         pytest.raises(
             ValueError, match=r"method mine must leave the pipeline .*; it changed it in place .*fork\(pipe\)"
         ),
-        steps._unharmed("method mine", pipe),
+        loaded.unharmed("method mine", pipe),
     ):
         harm(pipe)
-    assert not steps._pipes
+    assert not loaded.pipes
 
 
 def test_a_failed_method_that_left_damage_is_forgotten_and_its_own_error_is_raised(make_pipe):
     pipe = make_pipe()
-    steps._pipes["model"] = pipe
-    with pytest.raises(ZeroDivisionError), steps._unharmed("method mine", pipe):
+    loaded.pipes["model"] = pipe
+    with pytest.raises(ZeroDivisionError), loaded.unharmed("method mine", pipe):
         in_place(pipe)
         _ = 1 / 0
-    assert not steps._pipes
+    assert not loaded.pipes
 
 
 def test_work_on_a_fork_is_no_harm(make_pipe):
     pipe = make_pipe()
-    steps._pipes["model"] = pipe
-    with steps._unharmed("method mine", pipe):
+    loaded.pipes["model"] = pipe
+    with loaded.unharmed("method mine", pipe):
         erased = diffusion.fork(pipe)
         for layer in diffusion.cross_attention_projections(erased).values():
             layer.weight = torch.nn.Parameter(layer.weight * 0.5, requires_grad=False)
         _ = [*diffusion.generate(erased, [], steps=1)]
-    assert steps._pipes.pop("model") is pipe
+    assert loaded.pipes.pop("model") is pipe
 
 
 def test_what_transformers_hangs_on_for_its_own_recording_is_no_harm(make_xl_pipe):
     pipe = make_xl_pipe()
-    with steps._unharmed("method mine", pipe):
+    with loaded.unharmed("method mine", pipe):
         diffusion.encode(pipe, ["a cat"])
