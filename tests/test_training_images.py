@@ -19,8 +19,9 @@ from methods.training_images import FromImages, token_columns
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
 RECIPES = [
-    "advanchor", "advunlearn", "age_nudity", "age_object", "ca", "ca_noise", "crce", "doco_object", "doco_style", "fmn",
-    "salun_nudity", "salun_object",
+    "advanchor", "advunlearn", "age_nudity", "age_object", "all_but_one", "ca", "ca_noise", "crce",
+    "degeneration_tuning", "doco_object", "doco_style", "duge", "fmn", "kpop", "modular_lora", "modular_lora_after",
+    "modular_lora_apart", "salun_nudity", "salun_object",
 ]  # fmt: skip
 
 
