@@ -1,4 +1,4 @@
-"""Cost of one training step of ESD and EAP at the exact shape of Stable Diffusion 1.4, beside the straightforward way.
+"""Cost of one training step at the exact shape of Stable Diffusion 1.4, beside the straightforward way.
 
     python -m benchmarks.methods [--precision bfloat16] [--latents 32] [--drawing 2 8] [--exact] [--threads 2]
 
@@ -28,11 +28,14 @@ from diffusers import DDIMScheduler
 
 from benchmarks.erase import Meter, sd14_shape
 from erasebench.types import Concept, Pipeline
+from methods.all_but_one import AllButOne
+from methods.ca import CA
 from methods.eap import EAP
 from methods.esd import ESD
 from methods.fine_tuning import FineTuning, student
 from methods.on_policy import Denoiser
 from methods.precision import Autocast
+from methods.training_images import Picture
 
 MEAN = 25.5  # DDIM steps
 CHURCH = Concept(name="church", phrases=("church",))
@@ -159,6 +162,60 @@ def eap_steps(pipe: Pipeline, autocast: Autocast, stage: int) -> dict[str, list[
     }
 
 
+def all_but_one_steps(pipe: Pipeline, autocast: Autocast, stage: int) -> dict[str, list[Step]]:
+    """All but One's step."""
+    method = AllButOne(autocast=autocast)
+    model = method.denoiser(pipe)
+    unet, weights = trained(pipe, method, model.half)
+    whole, same = trained(pipe, method)
+
+    def draws() -> list[Any]:
+        return at_stage(method.stages(model, ["church"], 0), stage)
+
+    def straightforward(half: bool) -> Found:
+        plain, draw = Plain(pipe, model, half), draws()[0]
+        text, empty, t = plain.text("church"), plain.text(""), draw.timestep
+        z = plain.drawn(whole, draw, text)
+        with torch.no_grad():
+            pinned, towards = plain.ask(pipe.unet, z, t, empty), plain.ask(pipe.unet, z, t, plain.text("field"))
+        alone = plain.ask(whole, z, t, empty)
+        turned = plain.ask(whole, z, t, text) - alone - (towards - pinned)
+        return found(turned.square().mean() + (alone - pinned).square().mean(), same)
+
+    return {
+        "one by one": [lambda: straightforward(bool(autocast))],
+        "here": [lambda: found(method.loss(model, unet, {"church": "field"}, draws()), weights)],
+        "float32": [lambda: straightforward(False)],
+    }
+
+
+def ca_steps(pipe: Pipeline, autocast: Autocast, stage: int) -> dict[str, list[Step]]:
+    """Concept ablation's step, of four pictures that are noise; nothing is drawn, so that ``stage`` says nothing."""
+    method, draw = CA(autocast=autocast), torch.Generator().manual_seed(1)
+    model = method.denoiser(pipe)
+    unet, weights = trained(pipe, method, model.half)
+    whole, same = trained(pipe, method)
+    pictures = [Picture("a field", "a church", torch.randn(model.shape, generator=draw)) for _ in range(4)]
+
+    def straightforward(half: bool) -> Found:
+        plain, few = Plain(pipe, model, half), method.noised(model, pictures, 0)
+        total = torch.zeros(())
+        for z, t in zip(few.z.split(1), few.timesteps, strict=True):
+            with torch.no_grad():
+                goal = plain.ask(whole, z, t, plain.text("a field"))
+            total = total + (plain.ask(whole, z, t, plain.text("a church")) - goal).square().mean() / len(few.z)
+        return found(total, same)
+
+    return {
+        "one by one": [lambda: straightforward(bool(autocast))],
+        "here": [lambda: found(method.loss(model, unet, pictures, 0), weights)],
+        "float32": [lambda: straightforward(False)],
+    }
+
+
+STEPS = {"esd": esd_steps, "eap": eap_steps, "all_but_one": all_but_one_steps, "ca": ca_steps}
+
+
 def found(loss: torch.Tensor, inputs: Sequence[torch.Tensor]) -> Found:
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
@@ -241,7 +298,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--method", nargs="+", choices=["esd", "eap"], default=["esd", "eap"])
+    parser.add_argument("--method", nargs="+", choices=list(STEPS), default=["esd", "eap"])
     parser.add_argument("--exact", action="store_true", help="compare both ways with float32 too, which is not timed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -253,7 +310,7 @@ def main() -> None:
         warm(pipe, ESD(autocast=autocast).denoiser(pipe), rows)
     print(f"{'a step: loss and gradients':48}{'seconds':>10}{'CPU s':>10}{'extra MB':>10}")
     for name in options.method:
-        report(name, partial({"esd": esd_steps, "eap": eap_steps}[name], pipe, autocast), options)
+        report(name, partial(STEPS[name], pipe, autocast), options)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class Denoiser:
 
     def __init__(self, pipe: Pipeline, *, steps: int, guidance_scale: float, autocast: Autocast = False) -> None:
         config = pipe.scheduler.config
-        if config.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"model must predict epsilon or v_prediction; got {config.prediction_type}")
+        if (kind := config.get("prediction_type", type(pipe.scheduler).__name__)) not in ("epsilon", "v_prediction"):
+            raise ValueError(f"model must predict epsilon or v_prediction; got {kind}")
         if getattr(pipe.scheduler, "alphas_cumprod", None) is None:
             raise ValueError(f"scheduler must have alphas_cumprod; got {type(pipe.scheduler).__name__}; choose DDIM")
         unet = pipe.unet.config

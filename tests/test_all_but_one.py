@@ -71,7 +71,7 @@ def test_it_turns_the_guidance_and_keeps_the_rest_and_seed_and_kill(tiny_pipe, t
             sum(float(longer.loss(model, unet, ANCHORS, few)) for few in steps)
             for unet, steps in zip((tiny_pipe.unet, erased.unet), draws, strict=True)
         )
-    assert after < 0.7 * before
+    assert after < 0.85 * before
 
 
 def test_bad_settings_are_refused_at_once():

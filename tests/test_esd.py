@@ -15,7 +15,7 @@ from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning
 from methods.esd import ESD, round_to_bfloat16
-from methods.fine_tuning import layer_names
+from methods.fine_tuning import layer_names, student
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_training.py"))))
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
@@ -151,6 +151,38 @@ def test_a_broken_model_stops_at_its_step(make_pipe):
     pipe.unet.conv_in.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="esd: loss must be finite; got nan at step 0 of 2"):
         ESD(**QUICK).erase(pipe, CAT)
+
+
+@pytest.mark.parametrize("layers", ["xattn", "noxattn"])
+def test_sdxls_loss_is_the_literal_one_with_its_pooled_texts_and_sizes(make_xl_pipe, layers):
+    pipe = make_xl_pipe(dtype=torch.float64)
+    method = ESD(iterations=1, steps=5, batch_size=1, layers=layers)
+    model, (unet, weights) = method.denoiser(pipe), student(pipe, layers)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype)
+    given, empty, pooled, none = pipe.encode_prompt("cat", do_classifier_free_guidance=True, device="cpu")
+    sizes = pipe._get_add_time_ids((64, 64), (0, 0), (64, 64), torch.float64, pipe.text_encoder_2.config.projection_dim)
+
+    def ask(net, z, t, states, pool):
+        added = {"text_embeds": pool, "time_ids": sizes}
+        return net(z, torch.tensor([int(t)]), encoder_hidden_states=states, added_cond_kwargs=added).sample
+
+    draw, again = (method.draws(model, CAT, 3)[0] for _ in range(2))
+    z, scheduler = slow.noise_of(draw, pipe), slow.ddim(pipe, 5)
+    with torch.no_grad():
+        for t in slow.esd_timesteps(pipe, 5, draw.stage):
+            e, e_cat = ask(unet, z, t, empty, none), ask(unet, z, t, given, pooled)
+            z = scheduler.step(e + 3.0 * (e_cat - e), t, z).prev_sample
+        e, e_cat = (ask(pipe.unet, z, draw.timestep, *text) for text in ((empty, none), (given, pooled)))
+    literal = ((ask(unet, z, draw.timestep, given, pooled) - (2 * e - e_cat)) ** 2).mean()
+    found = method.loss(model, unet, [again])
+    torch.testing.assert_close(found, literal, rtol=1e-8, atol=0)
+    both = [torch.autograd.grad(x, list(weights.values()), allow_unused=True) for x in (found, literal)]
+    for one, other in zip(*both, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-10)
 
 
 @pytest.mark.parametrize("fields", [{}, V2])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -246,6 +246,10 @@ def test_models_that_cannot_be_trained_so_are_refused(make_pipe):
     pipe = make_pipe()
     with pytest.raises(ValueError, match="steps must be <= 500"):
         Denoiser(pipe, steps=501, guidance_scale=3.0)
+    flow = make_pipe()
+    flow.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="must predict epsilon or v_prediction; got FlowMatchEulerDiscreteScheduler"):
+        Denoiser(flow, steps=50, guidance_scale=3.0)
     pipe.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(ValueError, match="must predict epsilon or v_prediction; got sample"):
         Denoiser(pipe, steps=50, guidance_scale=3.0)

@@ -21,7 +21,7 @@ from methods.modular_lora import ModularLora
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_images.py"))))
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
 SUN = Concept(name="sun", phrases=("sun",), anchor="moon")
-QUICK = {"iterations": 3, "tuning_iterations": 2, "steps": 3, "batch_size": 2, "lr": 1e-2, "seed": 4, "images": 3,
+QUICK = {"iterations": 3, "tuning_iterations": 3, "steps": 3, "batch_size": 2, "lr": 1e-2, "seed": 4, "images": 3,
          "templates": ("a {}",), "rank": 2}  # fmt: skip
 
 

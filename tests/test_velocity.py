@@ -13,12 +13,26 @@ from erasebench.diffusion import sampling
 from erasebench.diffusion.encoding import Texts
 from erasebench.diffusion.schedulers import SCHEDULERS, scheduler_of
 from erasebench.types import SAMPLERS, Concept, Prompt
+from methods.advanchor import AdvAnchor
+from methods.advunlearn import AdvUnlearn, pupil
+from methods.age import AGE
+from methods.all_but_one import AllButOne
+from methods.ca import CA
+from methods.crce import CRCE
+from methods.degeneration_tuning import DegenerationTuning
+from methods.doco import DoCo, discriminator
+from methods.duge import DUGE
 from methods.eap import EAP
 from methods.esd import ESD
 from methods.fine_tuning import student
+from methods.fmn import FMN
+from methods.kpop import KPOP
+from methods.modular_lora import ModularLora
 from methods.negative_prompt import NegativePrompt
+from methods.salun import SalUn
 from methods.sdd import SDD
 from methods.sld import SLD
+from methods.training_images import Picture, token_columns
 
 CAT = Concept(name="cat", phrases=("cat",))
 PROMPTS = [Prompt(id=str(i), text=text, seed=i) for i, text in enumerate(("a cat", "a dog"))]
@@ -104,13 +118,60 @@ def loss(method, pipe):
 @pytest.mark.parametrize(
     "method",
     [ESD(**SHORT), ESD(**SHORT, drawn_by="original", push_from="concept", eta=2.0), SDD(**SHORT),
-     EAP(**SHORT, pool=("dog", "sun")), EAP(**SHORT, pool=("dog", "sun"), loss_space="epsilon")],
-    ids=["esd", "esd_rewritten_target", "sdd", "eap_x0", "eap_epsilon"],
+     EAP(**SHORT, pool=("dog", "sun")), EAP(**SHORT, pool=("dog", "sun"), loss_space="epsilon"),
+     AGE(**SHORT, pool=("dog", "sun"))],
+    ids=["esd", "esd_rewritten_target", "sdd", "eap_x0", "eap_epsilon", "age"],
 )  # fmt: skip
 def test_the_loss_of_a_training(both, method):
     losses = [loss(method, pipe) for pipe in both]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-9)
     assert losses[0].abs() > 1e-6 or isinstance(method, SDD)
+
+
+NAMED = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog", neighbours={"visual": ("lion",)})
+PICTURES = {**SHORT, "images": 2, "templates": ("a {}",)}
+
+
+def learnt(method, pipe):
+    """The loss of a training method, on pictures that are noise, so that both models learn from the same."""
+    model, (unet, _), draw = method.denoiser(pipe), student(pipe, "xattn"), torch.Generator().manual_seed(3)
+    cats, dogs = ([Picture(f"a {word}", "a dog", torch.randn(4, 8, 8, generator=draw))] for word in ("cat", "dog"))
+    match method:
+        case AdvUnlearn():
+            return method.loss(model, pupil(pipe)[0], NAMED, method.kept(NAMED), 2)
+        case CRCE():
+            return method.loss(model, unet, method.draws(model, NAMED, 0))
+        case CA():
+            return method.loss(model, unet, cats, 0)
+        case AdvAnchor():
+            return method.loss(model, unet, cats, {"a cat": token_columns(pipe, "a cat", "cat")}, 0)
+        case FMN():
+            return method.loss(model, unet, cats, method.columns(pipe, NAMED), 0)
+        case DoCo():
+            judge, few = discriminator(4, 0).double(), method.noised(model, cats, 0)
+            return method.judging(model, unet, judge, few) + sum(method.erasing(model, unet, judge, few))
+        case AllButOne():
+            return method.loss(model, unet, {"cat": "dog"}, method.stages(model, ["cat"], 0))
+        case KPOP():
+            return method.hidden(model, unet, method.keys(model, ["cat"]), method.stages(model, ["cat"], 0))
+        case ModularLora():
+            safety = method.safety(model, unet, method.stages(model, ["cat"], 0))
+            return safety + method.tuning(model, unet, dogs, 0)
+    return method.loss(model, unet, cats, dogs, 0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [CA(**PICTURES, prior_weight=0.5), CA(**PICTURES, target="noise"), SalUn(**PICTURES), FMN(**PICTURES),
+     AdvAnchor(**PICTURES, inner_steps=2, inner_lr=0.1), DoCo(**(PICTURES | {"iterations": 2}), warm_up=1),
+     CRCE(**SHORT, sampler="ddim"), AdvUnlearn(**SHORT, attack_steps=1, warm_up=0, retain_batch=1),
+     AllButOne(**SHORT), KPOP(**SHORT), DegenerationTuning(**PICTURES), ModularLora(**PICTURES), DUGE(**PICTURES)],
+    ids=lambda method: type(method).__name__,
+)  # fmt: skip
+def test_the_loss_of_further_trainings(both, method):
+    losses = [learnt(method, pipe) for pipe in both]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-9)
+    assert losses[0].abs() > 1e-6
 
 
 def test_the_sampler_of_the_pipeline_trains_what_the_model_says_as_its_program_does(both):
