@@ -31,7 +31,7 @@ def pipe():
     torch.manual_seed(0)
     new = StableDiffusionPipeline(
         vae=vae(), text_encoder=text(CLIPTextModel, 768, 12, "quick_gelu"), tokenizer=clip_tokenizer(),
-        unet=UNet2DConditionModel(sample_size=8, block_out_channels=(32, 32, 64, 64), **BLOCKS),
+        unet=UNet2DConditionModel(sample_size=8, block_out_channels=(32, 64, 96, 96), **BLOCKS),
         scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True, steps_offset=1), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
