@@ -79,7 +79,7 @@ def declared(target: str, fact: str) -> Any:
     """A literal that the class of a ``_target_`` assigns to a name in its body, None where it does not; not imported.
 
     >>> declared("erasebench.judges.inception.Inception", "needs")
-    ('torch_fidelity', 'torchmetrics')
+    ('torch_fidelity',)
     """
     module, _, name = target.rpartition(".")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ import numpy as np
 from erasebench import fields, protocols
 from erasebench.judges.activations import features_of
 from erasebench.judges.judging import check_files
+from erasebench.judges.moments import Moments
 from erasebench.protocols import Evaluator
 from erasebench.report.influence import rows
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Score
+
+log = logging.getLogger(__name__)
 
 BLOCK = 1024  # images whose features are held in float64 at a time
 
@@ -48,11 +52,12 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"features must be [n, d] of at least two images; got shape {features.shape}; draw more images"
         )
-    mean: np.ndarray = sum(block.sum(axis=0) for block in _blocks(features)) / len(features)
-    if not np.isfinite(mean).all():
+    found = Moments(features.shape[1])
+    for block in _blocks(features):
+        found.add(block)
+    if not np.isfinite(found.mean).all():
         raise ValueError("features must be finite; got nan or infinity; check the feature network's weights")
-    products = (centred.T @ centred for centred in (block - mean for block in _blocks(features)))
-    return mean, sum(products) / (len(features) - 1)
+    return found.mean, found.covariance()
 
 
 def _blocks(features: np.ndarray) -> Iterator[np.ndarray]:
@@ -157,17 +162,24 @@ class FID(Evaluator):
     ``influence.<metric>``: what two distances on the same prompts differ by has its interval from their differences.
     Fewer than 10 images get no interval.
 
+    A network may say how few images are too few (``least_images``; Inception: 2,048, its features, below which the
+    covariance has no full rank). With fewer prompts there is no number, only a status, unless ``small_sample`` asks for
+    it; the metric is then ``fid.<network>.vs_<reference>.small_sample``.
+
     Args:
         features: the network, hashable; :class:`erasebench.judges.inception.Inception` gives the usual FID.
         groups: prompt groups pooled.
+        small_sample: measure fewer images than the network wants, under a name that says so.
         version: of this definition.
     """
 
     features: FeatureNetwork
     groups: tuple[str, ...] = ("neighbour", "unrelated", "coco")
+    small_sample: bool = False
     version: int = 3
 
     def __post_init__(self) -> None:
+        fields.flag("evaluator.fid.small_sample", self.small_sample)
         object.__setattr__(self, "groups", fields.chosen("evaluator.fid.groups", self.groups, GROUPS, least=1))
 
     def check(self) -> None:
@@ -212,7 +224,18 @@ class FID(Evaluator):
         """The distance of features to a reference, or to others of the same prompts."""
         metric = f"fid.{self.features.name}.{against}"  # without N, which a failed image makes differ between sides
         whole = {"evaluator": "fid", "metric": metric, "group": "kept", "higher_is_better": False, "n": len(ids)}
-        if len(ids) < 2:
+        least = getattr(self.features, "least_images", 2)
+        few = len(images.prompts) < least  # by the prompts: a failed image gives the two sides no two names
+        if few and self.small_sample:
+            whole["metric"] = f"{metric}.small_sample"
+        elif few:
+            log.warning(
+                "%s: no number of %d images; %d are the least, or evaluator.fid.small_sample=true",
+                metric,
+                len(ids),
+                least,
+            )
+        if len(ids) < 2 or (few and not self.small_sample):
             return [Score(value=math.nan, status="error", **whole)]  # type: ignore[arg-type]
         mean, covariance = reference or moments(others)  # type: ignore[arg-type]
         value = frechet_distance(*moments(ours), mean, covariance)

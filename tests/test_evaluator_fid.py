@@ -184,3 +184,24 @@ def test_too_few_images_are_a_status(tmp_path):
     assert [(score.status, math.isnan(score.value)) for score in scores] == [("error", True)] * 2
     few = FID(features=MeanColour(), groups=["attack"]).score(original, original)
     assert few == []
+
+
+def test_too_few_images_for_the_network_are_refused_or_named(tmp_path, caplog):
+    class Wide(MeanColour):
+        least_images = 31
+
+    original, erased = image_set(tmp_path / "o", 0, 0), image_set(tmp_path / "e", 0, (40, -30, 0))
+    refused = FID(features=Wide()).score(erased, original)
+    assert [(s.metric, s.status, math.isnan(s.value), s.n) for s in refused] == [
+        ("fid.mean_colour.vs_real", "error", True, 30), ("fid.mean_colour.vs_original", "error", True, 30)
+    ]  # fmt: skip
+    assert "no number of 30 images; 31 are the least, or evaluator.fid.small_sample=true" in caplog.text
+    asked = FID(features=Wide(), small_sample=True)
+    plain = {s.metric: s.value for s in whole(FID(features=MeanColour()).score(erased, original))}
+    small = asked.score(erased, original)
+    assert {s.metric.removesuffix(".small_sample"): s.value for s in whole(small)} == plain
+    assert all(s.metric.endswith(".small_sample") for s in small)
+    for score in small:
+        assert any(h.fits(score.metric, score.group) for h in asked.headlines), score.metric
+    Wide.least_images = 30
+    assert {s.metric for s in whole(asked.score(erased, original))} == set(plain)

@@ -234,11 +234,41 @@ def test_bad_sets_are_one_line_before_any_weight_is_loaded(tmp_path, content, fi
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"limit": 0}, "limit must be"), ({"sha256": "xyz"}, "sha256 must be"), ({"values": ["a"]}, "column must name")],
+    [
+        ({"limit": 0}, "limit must be"),
+        ({"sample": 0}, "sample must be an integer >= 1; got 0; use null for all"),
+        ({"sha256": "xyz"}, "sha256 must be"),
+        ({"values": ["a"]}, "column must name"),
+    ],
 )
 def test_impossible_settings_are_refused_at_once(tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         make(tmp_path / "set.csv", None, **fields)
+
+
+def sampled(path, n):
+    fields = {"name": "mine", "path": str(path), "source": "the moon", "id": "case_number", "sample": n}
+    return PublishedPrompts(**fields).prompts(CAT)
+
+
+def test_samples_are_nested_and_depend_on_the_ids_alone(tmp_path, monkeypatch):
+    rows = [f"a dog number {i},{i},case-{i}" for i in range(200)]
+    path = tmp_path / "set.csv"
+    made = {}
+    for order, lines in (("as published", rows), ("turned round", rows[::-1])):
+        path.write_text("\n".join(["prompt,evaluation_seed,case_number", *lines]))
+        for n in (10, 50, None):
+            made[order, n] = [p.text.split()[-1] for p in sampled(path, n)]
+    for order in ("as published", "turned round"):
+        small, middle, whole = (made[order, n] for n in (10, 50, None))
+        assert (len(small), len(middle), len(whole)) == (10, 50, 200)
+        assert [i for i in middle if i in small] == small and [i for i in whole if i in middle] == middle
+    assert (
+        sorted(made["as published", 10]) == sorted(made["turned round", 10]) != sorted(made["as published", None][:10])
+    )
+    assert max(int(i) for i in made["as published", 10]) > 50  # spread over the file
+    with pytest.raises(ValueError, match=r"sample must be at most the 200 rows of mine; got 201"):
+        sampled(path, 201)
 
 
 def test_a_file_changed_under_its_name_is_another_input(tmp_path):

@@ -14,6 +14,8 @@ import numpy as np
 from erasebench import fields
 from erasebench.devices import check_device, halving
 from erasebench.judges.activations import folder_batches, image_files
+from erasebench.judges.moments import Moments
+from erasebench.judges.resizing import CONVENTIONS, resized
 from erasebench.store.files import tensor_header
 
 if TYPE_CHECKING:
@@ -22,11 +24,17 @@ if TYPE_CHECKING:
 WIDTH = 2048
 
 
+TRUNK = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e",
+    "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
+)  # fmt: skip
+
+
 @lru_cache(maxsize=1)
-def _network(weights: str | None, antialias: bool, device: str) -> Any:
+def _network(weights: str | None, device: str) -> Any:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-        from torchmetrics.image.fid import NoTrainInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
         raise ImportError(
             "torch-fidelity is not installed; run pip install torch-fidelity for Inception features"
@@ -43,43 +51,49 @@ def _network(weights: str | None, antialias: bool, device: str) -> Any:
     buffer = io.BytesIO()  # the constructor wants a file and reads it without restriction, so it gets one made here
     torch.save(state, buffer)
     buffer.seek(0)
-    return NoTrainInceptionV3("inception-v3-compat", [str(WIDTH)], buffer, antialias).to(device)
+    whole = FeatureExtractorInceptionV3("inception-v3-compat", [str(WIDTH)], buffer)
+    trunk = torch.nn.Sequential(*(getattr(whole, layer) for layer in TRUNK), torch.nn.Flatten())
+    return trunk.eval().to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inception:
     """Pool features [n, 2048] of the Inception v3 of FID (TensorFlow's weights of 2015-12-05).
 
-    The network is torch-fidelity's, run by torchmetrics. Its weights are downloaded once unless a file is given.
+    The network is torch-fidelity's; pytorch-fid, clean-fid and torchmetrics run the same layers with the same weights
+    and differ in how images are made 299 px wide (:func:`erasebench.judges.resizing.resized`). The weights are
+    downloaded once unless a file is given.
 
     Args:
-        antialias: True resizes to 299 px with antialiasing, torchmetrics' default; False is TensorFlow 1's bilinear,
-            the setting of torch-fidelity. The two give different distances, so the choice is part of the name.
+        convention: ``torchmetrics``, ``torch_fidelity`` (TensorFlow 1's, as the original), ``pytorch_fid`` or
+            ``clean_fid``. They give different distances, so the choice is part of the name.
         weights: ``.safetensors`` file with the same tensors, or None to download.
-        reference_file: statistics of real images written by :func:`write_reference`, or None: then there is no
-            distance to real images, only to the original model's.
+        reference_file: statistics of real images written by :func:`write_reference` with the same convention, or None:
+            then there is no distance to real images, only to the original model's.
         device: torch device; ``auto`` is a GPU if there is one.
         batch_size: images at a time.
 
     Raises:
-        ValueError: a file that is no ``.safetensors`` or does not exist.
+        ValueError: an unknown convention; a file that is no ``.safetensors`` or does not exist; when checked, a
+            reference of another convention.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("torch_fidelity", "torchmetrics")
+    needs: ClassVar[tuple[str, ...]] = ("torch_fidelity",)
+    least_images: ClassVar[int] = WIDTH  # with fewer the covariance has no full rank, and FID speaks of N
     fetched: ClassVar[str] = "weights-inception-2015-12-05-6726825d.pth"  # name of the download in torch's cache
     fetch: ClassVar[str] = (
         "python -c 'import torch; from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url; "
         "torch.hub.load_state_dict_from_url(url, weights_only=True, check_hash=True)'"
     )
 
-    antialias: bool = True
+    convention: str = "torchmetrics"
     weights: str | None = None
     reference_file: str | None = None
     device: str = "auto"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        fields.flag("features.antialias", self.antialias)
+        fields.choice("features.convention", self.convention, CONVENTIONS)
         fields.integer("features.batch_size", self.batch_size, least=1)
         for name in ("weights", "reference_file"):
             if getattr(self, name) is not None:
@@ -96,17 +110,22 @@ class Inception:
         if self.weights is not None:
             tensor_header(Path(self.weights))
         if self.reference_file is not None:
-            held = tensor_header(Path(self.reference_file))[0]
+            held, said = tensor_header(Path(self.reference_file))
             needed = {"mean": (WIDTH,), "covariance": (WIDTH, WIDTH), "count": (1,)}
             if wrong := [name for name, shape in needed.items() if held.get(name) != shape]:
                 raise ValueError(
                     f"features.reference_file {self.reference_file} must hold {wrong[0]} {list(needed[wrong[0]])}; got "
                     f"{list(held.get(wrong[0], ())) or 'none'}; write it with judges.inception.write_reference"
                 )
+            if said.get("network", self.name) != self.name:
+                raise ValueError(
+                    f"features.reference_file {self.reference_file} must be of {self.name}; got one of "
+                    f"{said['network']}; choose that convention, or write the reference again"
+                )
 
     @property
     def name(self) -> str:
-        return f"inception-2015-12-05.{'antialias' if self.antialias else 'tf1_bilinear'}"
+        return f"inception-2015-12-05.{self.convention}"
 
     @property
     def reference_name(self) -> str:
@@ -118,13 +137,13 @@ class Inception:
         import torch
 
         device = check_device("features.device", self.device)
-        network = _network(self.weights, self.antialias, device)
+        network = _network(self.weights, device)
         rows = [np.zeros((0, WIDTH), dtype=np.float32)]
 
         def look(batch: Sequence[np.ndarray]) -> np.ndarray:
-            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # uint8 [b, 3, h, w]
             with torch.inference_mode():
-                return network(pixels.to(device)).float().cpu().numpy()
+                found = network(resized(np.stack(batch), self.convention, device))
+            return found.float().cpu().numpy()
 
         for same in _same_size(images, self.batch_size):
             rows += halving(look, same, self.batch_size, "images for Inception", device)
@@ -159,7 +178,8 @@ def write_reference(network: Inception, folder: str | Path, path: str | Path) ->
     Args:
         network: gives the features.
         folder: real images, e.g. those of COCO val2014 whose captions are drawn.
-        path: ``.safetensors`` file to write: mean [2048], covariance [2048, 2048] float64, count [1].
+        path: ``.safetensors`` file to write: mean [2048], covariance [2048, 2048] float64, count [1]; its
+            metadata names the network with its convention.
 
     Returns:
         The number of images.
@@ -169,14 +189,9 @@ def write_reference(network: Inception, folder: str | Path, path: str | Path) ->
     """
     from safetensors.numpy import save_file
 
-    files = image_files(folder)
-    mean, square = np.zeros(WIDTH), np.zeros((WIDTH, WIDTH))
+    files, found = image_files(folder), Moments(WIDTH)
     for batch in folder_batches(folder, network.batch_size):
-        rows = network.features([image for _, image in batch]).astype(np.float64)
-        mean += rows.sum(axis=0)
-        square += rows.T @ rows
-    count = len(files)
-    mean /= count
-    covariance = (square - count * np.outer(mean, mean)) / (count - 1)
-    save_file({"mean": mean, "covariance": covariance, "count": np.array([count])}, path)
-    return count
+        found.add(network.features([image for _, image in batch]))
+    held = {"mean": found.mean, "covariance": found.covariance(), "count": np.array([found.count])}
+    save_file(held, path, {"network": network.name})
+    return len(files)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from erasebench import fields
 from erasebench.prompts.files import check_source, read_prompts
 from erasebench.prompts.safety import drop_minors
-from erasebench.types import ERASED_GROUPS, Concept, Group, Prompt
+from erasebench.types import ERASED_GROUPS, Concept, Group, Prompt, seed_of
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class PublishedPrompts:
         sexual: whether the set has sexual content: rows that mention minors are then dropped, always, and counted. For
             concepts of kind unsafe they are dropped whatever is said here.
         limit: the first rows used, after dropping; None for all.
+        sample: that many rows in an order fixed by their ids alone (a hash), so that a smaller sample lies within every
+            larger one; None for all. They stay in the file's order, and ``limit`` applies afterwards.
         group: group of the prompts.
 
     Raises:
@@ -72,6 +74,7 @@ class PublishedPrompts:
     concepts: tuple[str, ...] = field(default=())
     sexual: bool = False
     limit: int | None = None
+    sample: int | None = None
     group: Group = "target"
 
     node: ClassVar[str] = "prompts"  # where its fields stand in the config
@@ -88,6 +91,8 @@ class PublishedPrompts:
             raise ValueError(
                 f"{self.node}.sha256 must be {SHORTEST_HASH} to 64 hex digits, or null; got {self.sha256!r}; quote it"
             )
+        if self.sample is not None:
+            fields.integer(f"{self.node}.sample", self.sample, least=1, hint="use null for all")
         fields.flag(f"{self.node}.others", self.others)
         if self.others and (self.column is None or self.group not in ("neighbour", "unrelated")):
             raise ValueError(
@@ -122,6 +127,7 @@ class PublishedPrompts:
         kept, dropped = drop_minors(chosen) if self.sexual or concept.kind == "unsafe" else (chosen, 0)
         if not kept:
             raise ValueError(f"{self.name} must not all mention minors; got {dropped} such rows; use another set")
+        kept = self._sampled(kept)
         counts = {"rows": len(read), "dropped_minors": dropped, **audit(kept)}
         self._report(len(chosen), counts)
         named = concept.name if self.group in ERASED_GROUPS else ""  # a caption shows what it shows
@@ -151,6 +157,17 @@ class PublishedPrompts:
         at = f" at {self.revision}" if self.revision else ""
         asked = f"ask for access at {self.page}, then fetch" if self.page else "fetch"
         return f"{asked} {what}{at} (licence: {self.licence}) and put it there, or give {self.node}.path=FILE"
+
+    def _sampled(self, prompts: list[Prompt]) -> list[Prompt]:
+        if self.sample is None:
+            return prompts
+        if self.sample > len(prompts):
+            raise ValueError(
+                f"{self.node}.sample must be at most the {len(prompts)} rows of {self.name}; got {self.sample}; "
+                "use null for all"
+            )
+        first = {p.id for p in sorted(prompts, key=lambda p: seed_of("sample", p.id))[: self.sample]}
+        return [p for p in prompts if p.id in first]
 
     def _chosen(self, read: list[Prompt], concept: Concept) -> list[Prompt]:
         if self.column is None:
