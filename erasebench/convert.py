@@ -1,7 +1,8 @@
 """Turn pickled weights into safetensors, once: ``python -m erasebench.convert in.pt out.safetensors [key=NAME]``.
 
 Only tensors are read: torch's own reader with ``weights_only=True`` runs no code of the file and refuses what is more
-than tensors, dictionaries and numbers. It is the one place in this repository that opens a pickle.
+than tensors, dictionaries and numbers. A file of one NumPy array (Q16's ``prompts.p``) is read as that, by a reader
+that knows no other class. It is the one place in this repository that opens a pickle.
 
 A file may hold tensors by name; the dictionaries of several parts (``unet``, ``text_encoder``), which are all kept,
 under their part's name; or a dictionary of tensors among other things (``state_dict`` beside ``state_dict_ema`` or an
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -46,6 +48,9 @@ def convert(source: Path, target: Path, key: str | None = None) -> tuple[int, li
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        if (array := _array(source)) is not None:
+            save_file({"array": array}, target)
+            return 1, []
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{source} must hold tensors alone; {reason}; it stays unread: ask its author for safetensors"
@@ -55,6 +60,32 @@ def convert(source: Path, target: Path, key: str | None = None) -> tuple[int, li
     with replacing(target) as work:
         save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, work)
     return len(tensors), left_out
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """A reader of NumPy arrays of numbers: of everything else a pickle may name it knows nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        arrays = ("multiarray._reconstruct", "numeric._frombuffer", "multiarray.scalar")
+        known = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")}
+        known |= {
+            (f"numpy.{core}.{place}", word)
+            for core in ("core", "_core")
+            for place, word in (a.split(".") for a in arrays)
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        return super().find_class(module, name)
+
+
+def _array(source: Path) -> torch.Tensor | None:
+    """The one array of numbers a file holds, or None for anything else."""
+    try:
+        with source.open("rb") as file:
+            found = np.asarray(_ArraysAlone(file).load())
+    except Exception:  # whatever a broken or hostile file makes the reader raise
+        return None
+    return torch.from_numpy(found.copy()) if found.dtype.kind in "fiu" and found.size else None
 
 
 def _tensors(content: Any, source: Path, key: str | None) -> tuple[dict[str, torch.Tensor], list[str]]:

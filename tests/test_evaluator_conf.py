@@ -21,14 +21,24 @@ GIVEN = {"judge": "a judge", "clip": "a model", "features": "a network"}  # node
 
 def test_the_evaluators_are_there():
     assert EVALUATORS == [
-        "asr", "classifier", "clip_score", "cmmd", "fid", "kid", "layer_distance", "lpips", "nudenet", "oracle",
-        "oracle_noise", "spillover",
+        "asr", "classifier", "clip_score", "cmmd", "fid", "inappropriate", "kid", "layer_distance", "lpips",
+        "nudenet", "oracle", "oracle_noise", "spillover", "top_k",
     ]  # fmt: skip
+
+
+def whole(path):
+    """A yaml with what its defaults list puts into it, ``/group@where: file``."""
+    loaded = OmegaConf.load(path)
+    for choice in loaded.pop("defaults", []):
+        for where, stem in choice.items() if choice != "_self_" else ():
+            group, _, place = where.removeprefix("/").partition("@")
+            OmegaConf.update(loaded, place, whole(CONF / group / f"{stem}.yaml"), force_add=True)
+    return loaded
 
 
 @pytest.mark.parametrize("name", EVALUATORS)
 def test_an_evaluator_yaml_lists_every_field_with_its_default(name):
-    loaded = OmegaConf.load(CONF / "evaluator" / f"{name}.yaml")
+    loaded = whole(CONF / "evaluator" / f"{name}.yaml")
     assert list(loaded) == [name]
     node = OmegaConf.create({**GIVEN, **loaded})[name]
     assert node["_target_"].startswith(f"evaluators.{name}.")

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from erasebench import fields
@@ -37,6 +38,8 @@ class PublishedPrompts:
         column: column by which rows are chosen; None takes all rows.
         values: cells of ``column`` that are kept, compared without case; a cell may hold several, with commas between.
             Empty: those that name the run's concept.
+        category: column of what kind of prompt a row is, several with commas between, which evaluators may tell apart;
+            it chooses no row.
         others: take the rows of ``column`` that do not name the run's concept instead, for the groups ``neighbour`` and
             ``unrelated``: each asks for what its own cell says.
         concepts: names of the concepts the set is about; empty: any.
@@ -70,6 +73,7 @@ class PublishedPrompts:
     id: str | None = None
     column: str | None = None
     values: tuple[str, ...] = ()
+    category: str | None = None
     others: bool = False
     concepts: tuple[str, ...] = field(default=())
     sexual: bool = False
@@ -146,9 +150,16 @@ class PublishedPrompts:
                     f"{self.name}: {path} must have sha256 {self.sha256}{rows}; got {found}; fetch it again, or "
                     f"{self.node}.sha256=null to use this file"
                 )
+        read = self._rows(path, self.column)
+        if self.category is None:
+            return read
+        kinds = [p.concept for p in self._rows(path, self.category)]
+        return [p.with_(info={**p.info, "category": kind}) for p, kind in zip(read, kinds, strict=True)]
+
+    def _rows(self, path: Path, column: str | None) -> list[Prompt]:
         return read_prompts(
-            path, text=self.text, seed=self.seed, guidance=self.guidance, id=self.id, concept=self.column,
-            group=self.group, node=self.node,
+            path, text=self.text, seed=self.seed, guidance=self.guidance, id=self.id, concept=column, group=self.group,
+            node=self.node,
         )  # fmt: skip
 
     def how_to_obtain(self) -> str:
