@@ -66,7 +66,7 @@ lint: setup ## format, style, types, import rules
 
 .PHONY: benchmarks
 benchmarks: setup ## measure speed and memory
-	@set -e; for script in tables fid generate erase recipes methods "attacks ringabell" "attacks unlearndiffatk"; do \
+	@set -e; for script in tables fid "evaluators speed" generate erase recipes methods "attacks ringabell" "attacks unlearndiffatk"; do \
 	  echo "== $$script"; "$(PY)" -m benchmarks.$$script; \
 	done
 

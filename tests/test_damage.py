@@ -11,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from erasebench import conf_folder, leaderboard, paper
+from erasebench.judges.nudenet import read_detections, write_detections
 from erasebench.one_run import run
 from erasebench.report import tables
 from erasebench.report.runs import read_runs
 from erasebench.store import files
-from evaluators.nudenet import read_detections, write_detections
 
 SMALL = ["prompts.n={target:2,paraphrase:1,neighbour:1,unrelated:2,coco:0}", "model.steps=2", "evaluator=[classifier]"]
 
