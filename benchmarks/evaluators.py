@@ -3,10 +3,10 @@
     python -m benchmarks.evaluators speed [--images 64] [--rounds 3]
     python -m benchmarks.evaluators memory [--images 1000 10000 30000]
 
-``speed``: crops of scikit-image's photograph of an astronaut, 512 x 512, as PNG files. Each line is the package's loop as
-its documentation has it, and ours, one after the other in every round; of both the fastest round counts. CPU seconds
-are of all threads and hardly depend on what else the machine does, images/s do. Weights are random (NudeNet's come
-with it). Results must agree, or nothing is printed. ``memory``: the whole evaluator ``fid``, images read from shards,
+``speed``: crops of scikit-image's photograph of an astronaut, 512 x 512, in PNG files. Each line is the package's loop
+as its documentation has it, and ours, one after the other in every round; of both the fastest round counts. CPU
+seconds are of all threads and hardly depend on what else the machine does, images/s do. Weights are random (NudeNet's
+come with it). Results must agree, or nothing is printed. ``memory``: the whole evaluator ``fid``, images read from shards,
 2,048 random features each, a process a size; what no file stands behind (RssAnon), over what was held before.
 """
 
@@ -113,7 +113,10 @@ def clean_fid(folder: Path) -> tuple[Way, Way]:
 
     state, path = random_inception(folder)
     inception.load_state_dict_from_url = lambda *_, **__: state
-    blocks, ours = inception.InceptionV3([3]).blocks, Inception(weights=path, convention="clean_fid", device="cpu")
+    blocks, ours = (
+        inception.InceptionV3([3]).eval().blocks,
+        Inception(weights=path, convention="clean_fid", device="cpu"),
+    )
 
     def layers(x: torch.Tensor) -> torch.Tensor:
         x = (x - 128) / 128

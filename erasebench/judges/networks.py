@@ -35,6 +35,27 @@ def _finite(logits: np.ndarray, name: str, k: int) -> np.ndarray:
     return softmax(logits)
 
 
+def labels_in(file: str) -> tuple[str, ...]:
+    """A JSON list of at least two different labels."""
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or len(found) < 2 or len({str(x) for x in found}) < len(found):
+        raise ValueError(f"network.labels_file {file} must be a JSON list of different labels; got none; write one")
+    return tuple(map(str, found))
+
+
+def normalised(image: Image.Image, side: int, mean: Sequence[float], std: Sequence[float], order: str) -> np.ndarray:
+    """[3, side, side] float32: squashed by PIL's bilinear filter, scaled to 0..1, minus mean, over std."""
+    from PIL import Image as pil
+
+    small = image.convert("RGB").resize((side, side), pil.Resampling.BILINEAR)
+    x = np.asarray(small, dtype=np.float32)[..., :: 1 if order == "rgb" else -1] / 255
+    x = (x - np.array(mean, dtype=np.float32)) / np.array(std, dtype=np.float32)
+    return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+
 # --- torchvision ---
 
 
@@ -324,29 +345,14 @@ class OnnxClassifier:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        try:
-            found = json.loads(Path(self.labels_file).read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if not isinstance(found, list) or len(found) < 2 or len({str(x) for x in found}) < len(found):
-            raise ValueError(
-                f"network.labels_file {self.labels_file} must be a JSON list of different labels; write one"
-            )
-        return tuple(map(str, found))
+        return labels_in(self.labels_file)
 
     def probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
         """[n, k] float64."""
         session, name = _session(self.path), self.name
         found = []
         for start in range(0, len(images), self.batch_size):
-            pixels = np.stack([self._pixels(image) for image in images[start : start + self.batch_size]])
+            batch = images[start : start + self.batch_size]
+            pixels = np.stack([normalised(image, self.side, self.mean, self.std, self.order) for image in batch])
             found.append(session.run(None, {session.get_inputs()[0].name: pixels})[0])
         return _finite(np.concatenate(found), name, len(self.labels))
-
-    def _pixels(self, image: Image.Image) -> np.ndarray:
-        from PIL import Image as pil
-
-        small = image.convert("RGB").resize((self.side, self.side), pil.Resampling.BILINEAR)
-        x = np.asarray(small, dtype=np.float32)[..., :: 1 if self.order == "rgb" else -1] / 255
-        x = (x - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
-        return np.ascontiguousarray(x.transpose(2, 0, 1))
