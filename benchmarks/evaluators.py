@@ -6,8 +6,8 @@
 ``speed``: crops of scikit-image's photograph of an astronaut, 512 x 512, in PNG files. Each line is the package's loop
 as its documentation has it, and ours, one after the other in every round; of both the fastest round counts. CPU
 seconds are of all threads and hardly depend on what else the machine does, images/s do. Weights are random (NudeNet's
-come with it). Results must agree, or nothing is printed. ``memory``: the whole evaluator ``fid``, images read from shards,
-2,048 random features each, a process a size; what no file stands behind (RssAnon), over what was held before.
+come with it). Results must agree, or nothing is printed. ``memory``: the whole evaluator ``fid``, images read from
+shards, 2,048 random features each, a process a size; what no file stands behind (RssAnon), over what was held before.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def nudenet() -> tuple[Way, Way]:
     from erasebench.judges.nudenet import detect
 
     package = NudeDetector()
-    return lambda files: [package.detect(f) for f in files], lambda files: detect(
-        opened(files), "path_bgr", "320n", 320
+    return (
+        lambda files: [package.detect(file) for file in files],
+        lambda files: detect([Image.open(file) for file in files], "path_bgr", "320n", 320),  # decoded in its threads
     )
 
 

@@ -5,11 +5,11 @@ Implementations subclass a protocol and are frozen dataclasses whose fields are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from erasebench.store.images import ImageSet
-from erasebench.types import Access, Concept, Headline, Pipeline, Prompt, Score, Strength, Verdict
+from erasebench.types import Access, Concept, Headline, Pipeline, Prompt, Score, Status, Strength, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,25 @@ class FeatureNetwork(Protocol):
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Activations [n, d] float32."""
+        ...
+
+
+Seen = tuple[Prompt, "Image.Image | None", Status]  # an image is there exactly if its status is ok
+Watcher = Generator[None, Sequence[Seen] | None, None]  # is sent batches, at last None
+
+
+class Look(Protocol):
+    """Something that looks at images one by one and remembers what it found (:mod:`erasebench.judges.looking`)."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Prompt groups whose images it wants."""
+        ...
+
+    def watch(self, images: ImageSet) -> Watcher:
+        """A started generator's worth of work: takes batches of ``images`` in order."""
         ...
 
 
@@ -159,6 +178,11 @@ class Evaluator(Protocol):
 
     @property
     def headlines(self) -> Sequence[Headline]:
+        return ()
+
+    @property
+    def looks(self) -> Sequence[Look]:
+        """What its numbers come from, to be shown every image in one pass for all evaluators; nothing by default."""
         return ()
 
     def check(self) -> None:

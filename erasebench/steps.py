@@ -21,6 +21,7 @@ from erasebench.cell import VERSION, Cell, drawing, image_set, without_devices
 from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
+from erasebench.judges.looking import one_pass
 from erasebench.limits import read_json
 from erasebench.protocols import Attack, Evaluator, Judge, Method
 from erasebench.store import provenance, workspace
@@ -277,19 +278,35 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
     out: dict[str, list[Score]] = {"original": [], "erased": []}
     with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
-        for name, evaluator in evaluators.items():
-            node = cell.config["evaluator"][name]
-            other = images[other_side(name, evaluator)]
-            for side in out:
-                subset, base = images[side].only(evaluator.groups), other.only(evaluator.groups)
-                asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
-                inputs = [subset.key, base.key, asked]
-                key = store.key(evaluator.version, without_devices(node), cell.made_from(node), inputs)
-                folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
-                out[side] += [Score(**row) for row in read_json(folder / "scores.json")]
-                bar.set_postfix_str(name)
-                bar.update()
+        todo = [part for name in evaluators for part in _parts(cell, name, evaluators[name], images)]
+        for side in out:
+            absent = [e for _, e, on, _, _, key in todo if on == side and not store.has(cell.root, "score", key)]
+            one_pass([look for evaluator in absent for look in evaluator.looks], images[side])
+        for name, evaluator, side, subset, base, key in todo:
+            folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
+            out[side] += [Score(**row) for row in read_json(folder / "scores.json")]
+            bar.set_postfix_str(name)
+            bar.update()
     return out
+
+
+def _parts(
+    cell: Cell, name: str, evaluator: Evaluator, images: Mapping[str, ImageSet]
+) -> Iterator[tuple[str, Evaluator, str, ImageSet, ImageSet, str]]:
+    """An evaluator's scores of either side: on which images, beside which, under which key."""
+    node, other = cell.config["evaluator"][name], images[other_side(name, evaluator)]
+    for side in ("original", "erased"):
+        subset, base = images[side].only(evaluator.groups), other.only(evaluator.groups)
+        asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
+        inputs = [subset.key, base.key, asked]
+        yield (
+            name,
+            evaluator,
+            side,
+            subset,
+            base,
+            store.key(evaluator.version, without_devices(node), cell.made_from(node), inputs),
+        )
 
 
 def _score(

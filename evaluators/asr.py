@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 from erasebench import fields
 from erasebench.judges.divided import asked
 from erasebench.judges.judging import Judged, check_files, judge_images
+from erasebench.judges.looking import JudgeLook
 from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Prompt, Score, Status
@@ -117,6 +118,11 @@ class ASR(Evaluator):
     def check(self) -> None:
         """The judge's files can be read, as far as it says how to find out."""
         check_files(self.judge)
+
+    @property
+    def looks(self) -> tuple[JudgeLook, ...]:
+        """The judge's verdicts."""
+        return (JudgeLook(self.judge, ("target", "attack")),)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One score per prompt and rate; ``original`` is not used."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from erasebench import fields
 from erasebench.judges.divided import asked
 from erasebench.judges.judging import check_files, judge_images
+from erasebench.judges.looking import JudgeLook
 from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
 from erasebench.types import ERASED_GROUPS, GROUPS, Headline, Score
@@ -61,6 +62,11 @@ class Classifier(Evaluator):
     def check(self) -> None:
         """The judge's files can be read, as far as it says how to find out."""
         check_files(self.judge)
+
+    @property
+    def looks(self) -> tuple[JudgeLook, ...]:
+        """The judge's verdicts."""
+        return (JudgeLook(self.judge, self.groups),)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Two scores per image: presence in {0, 1} and probability in [0, 1]; ``original`` is not used."""

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from erasebench import fields
+from erasebench.judges.activations import features_of
+from erasebench.judges.clip import ImageSide
 from erasebench.judges.judging import check_files
+from erasebench.judges.looking import FeatureLook
 from erasebench.protocols import Evaluator
 from erasebench.store.images import ImageSet
 from erasebench.types import ERASED_GROUPS, GROUPS, Headline, Prompt, Score, Status
 
 if TYPE_CHECKING:
     from erasebench.judges.clip import ImageText
+
+
+BATCH = 64  # texts at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +60,24 @@ class ClipScore(Evaluator):
         """The model's files are there and of the right kind, as far as it says how to find out."""
         check_files(self.model)
 
+    @property
+    def looks(self) -> tuple[FeatureLook, ...]:
+        """The model's image features."""
+        return (FeatureLook(ImageSide(self.model), self.groups),)
+
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One score per image; ``original`` is not used."""
+        chosen = images.only(self.groups)
+        seen = features_of(ImageSide(self.model), chosen)
         scores = []
-        for batch in images.only(self.groups).batches():
-            pictures = [image for _, image, _ in batch if image is not None]
-            texts = list(dict.fromkeys(prompt.text for prompt, image, _ in batch if image is not None))
-            row = {text: i for i, text in enumerate(texts)}
-            if pictures:
-                seen, said = self.model.image_features(pictures), self.model.text_features(texts)
-            vectors = iter(seen if pictures else ())
-            for prompt, image, status in batch:
-                value = math.nan if image is None else 100.0 * float(next(vectors) @ said[row[prompt.text]])
-                scores.append(self._score(prompt, value, status))
+        for start in range(0, len(chosen.prompts), BATCH):
+            batch = chosen.prompts[start : start + BATCH]
+            texts = list(dict.fromkeys(prompt.text for prompt in batch if prompt.id in seen.row))
+            said = dict(zip(texts, self.model.text_features(texts), strict=True)) if texts else {}
+            for prompt in batch:
+                made = prompt.id in seen.row
+                value = 100.0 * float(seen.values[seen.row[prompt.id]] @ said[prompt.text]) if made else math.nan
+                scores.append(self._score(prompt, value, "ok" if made else seen.status[prompt.id]))
         return scores
 
     def _score(self, prompt: Prompt, value: float, status: Status) -> Score:

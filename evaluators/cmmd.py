@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from erasebench import fields
-from erasebench.judges.judging import check_files
+from erasebench.judges.clip import ImageSide
 from erasebench.judges.mmd import MMD, gaussian, squared_mmd
 from erasebench.protocols import FeatureNetwork
 from evaluators.set_distance import SetDistance
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from erasebench.judges.clip import ImageText
 
 SCALE = 1000
-
-
-@dataclass(frozen=True)
-class ImageSide:
-    """The image half of a CLIP-like model as a feature network."""
-
-    model: ImageText
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    def check_files(self) -> None:
-        check_files(self.model)
-
-    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """[n, p] float32, rows of length 1."""
-        return self.model.image_features(images)
 
 
 @dataclass(frozen=True, kw_only=True)

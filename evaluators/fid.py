@@ -13,6 +13,7 @@ import numpy as np
 from erasebench import fields, protocols
 from erasebench.judges.activations import features_of
 from erasebench.judges.judging import check_files
+from erasebench.judges.looking import FeatureLook
 from erasebench.judges.moments import Moments
 from erasebench.protocols import Evaluator
 from erasebench.report.influence import rows
@@ -202,6 +203,11 @@ class FID(Evaluator):
     @property
     def _reference(self) -> str:
         return f"vs_{getattr(self.features, 'reference_name', 'real')}"
+
+    @property
+    def looks(self) -> tuple[FeatureLook, ...]:
+        """The network's features."""
+        return (FeatureLook(self.features, self.groups),)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One or two scores of group ``kept`` and their influences; with fewer than two images made, a status."""

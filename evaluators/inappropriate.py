@@ -12,6 +12,7 @@ import numpy as np
 
 from erasebench import fields
 from erasebench.judges.judging import check_files, judge_images
+from erasebench.judges.looking import JudgeLook
 from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Prompt, Score, Status
@@ -106,6 +107,11 @@ class Inappropriate(Evaluator):
             label = f"expected maximum of {self.draw} prompts, %: {words}"
             rows.append(Headline(metric=metric, group=group, label=label, place=219 + 20 * i))
         return tuple(rows)
+
+    @property
+    def looks(self) -> tuple[JudgeLook, ...]:
+        """Every judge's verdicts."""
+        return tuple(JudgeLook(judge, self.groups, self.concept) for judge in self.judges.values())
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """The scores of each image and of each group; ``original`` is not used."""

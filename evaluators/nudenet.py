@@ -24,7 +24,7 @@ from erasebench.judges.nudenet import (
     session,
     write_detections,
 )
-from erasebench.protocols import Evaluator, Judge
+from erasebench.protocols import Evaluator, Judge, Watcher
 from erasebench.store.cache import key
 from erasebench.store.files import locate
 from erasebench.store.images import ImageSet
@@ -73,6 +73,7 @@ RULES = {
 }  # ESD's program counts as MACE's here, with another network
 COLUMNS = ("rece", "mace")  # rules whose classes are recorded one by one
 NONE = Rule((), 0.0, "boxes")
+_failed: dict[tuple[NudeNet, str], dict[str, Status]] = {}  # of the last set: digests without an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,19 +177,44 @@ class NudeNet(Evaluator):
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Counts per image (see the class), all lower is better; ``original`` is not used."""
+        chosen = images.only(self.groups)
+        known, failed = (
+            read_detections(images.folder / "detections", self._kept_as),
+            _failed.get((self, images.key), {}),
+        )
+        if not all(p.digest() in known or p.digest() in failed for p in chosen.prompts):
+            watcher = self.watch(chosen)
+            next(watcher)
+            for batch in chosen.batches():
+                watcher.send(batch)
+            next(watcher, None)
+            known, failed = read_detections(images.folder / "detections", self._kept_as), _failed[self, images.key]
+        return [
+            score
+            for prompt in chosen.prompts
+            for score in self._scores(prompt, known.get(prompt.digest()), failed.get(prompt.digest(), "ok"))
+        ]
+
+    @property
+    def looks(self) -> tuple[NudeNet, ...]:
+        """The detector's boxes."""
+        return (self,)
+
+    def watch(self, images: ImageSet) -> Watcher:
+        """Detect what is not stored yet in the batches it is sent, and store it beside the images."""
         folder = images.folder / "detections"
-        kept_as = self._kept_as
-        known = read_detections(folder, kept_as)
-        scores = []
-        for batch in images.only(self.groups).batches():
+        known = set(read_detections(folder, self._kept_as))
+        failed: dict[str, Status] = {}
+        while (batch := (yield)) is not None:
             new = {p.digest(): image for p, image, _ in batch if image is not None and p.digest() not in known}
             if new:
-                found = dict(zip(new, self.detections(list(new.values())), strict=True))
-                write_detections(folder, kept_as, found)
-                known |= found
-            for prompt, _, status in batch:
-                scores += self._scores(prompt, known[prompt.digest()] if status == "ok" else None, status)
-        return scores
+                write_detections(
+                    folder, self._kept_as, dict(zip(new, self.detections(list(new.values())), strict=True))
+                )
+                known |= set(new)
+            failed |= {prompt.digest(): status for prompt, image, status in batch if image is None}
+        _failed.clear()
+        _failed[self, images.key] = failed
 
     def _scores(self, prompt: Prompt, found: list[Detection] | None, status: Status) -> list[Score]:
         exposed = [d for d in found or () if d["class"] in EXPOSED]

@@ -12,6 +12,7 @@ import numpy as np
 from erasebench import fields
 from erasebench.judges.activations import features_of, features_of_folder, image_files
 from erasebench.judges.judging import check_files
+from erasebench.judges.looking import FeatureLook
 from erasebench.judges.mmd import MMD
 from erasebench.protocols import Evaluator, FeatureNetwork
 from erasebench.report import influence
@@ -86,6 +87,11 @@ class SetDistance(Evaluator, Protocol):
     @property
     def _against(self) -> str:
         return f"vs_{self.real.rstrip('/').rpartition('/')[2] if self.real else 'real'}"
+
+    @property
+    def looks(self) -> tuple[FeatureLook, ...]:
+        """The network's features."""
+        return (FeatureLook(self.network, self.groups),)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One or two scores of group ``kept``, and a row for each image's influence on each."""

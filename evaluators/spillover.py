@@ -11,6 +11,7 @@ import numpy as np
 
 from erasebench import fields
 from erasebench.judges.judging import Judged, check_files, judge_images
+from erasebench.judges.looking import JudgeLook
 from erasebench.protocols import Evaluator, Judge
 from erasebench.report import clusters
 from erasebench.report.sharing import clusters_of
@@ -140,6 +141,11 @@ class Spillover(Evaluator):
         """The judge's files can be read, as far as it says how to find out."""
         check_files(self.judge)
         check_files(self.text)
+
+    @property
+    def looks(self) -> tuple[JudgeLook, ...]:
+        """The judge's verdicts."""
+        return (JudgeLook(self.judge, self.groups),)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """Whole-set scores, see the class; ``original`` holds the same prompts drawn by the un-erased model."""

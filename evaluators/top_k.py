@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from erasebench import fields
-from erasebench.judges.classifying import Names, pairs, places, ranks
+from erasebench.judges.activations import Features, features_of
+from erasebench.judges.classifying import Names, ProbabilitySide, pairs, places, ranks
 from erasebench.judges.judging import check_files
+from erasebench.judges.looking import FeatureLook
 from erasebench.protocols import Evaluator
 from erasebench.store.images import ImageSet
 from erasebench.types import ERASED_GROUPS, GROUPS, KEPT_GROUPS, Headline, Prompt, Score, Status
@@ -86,6 +88,11 @@ class TopK(Evaluator):
             ]  # fmt: skip
         return tuple(rows)
 
+    @property
+    def looks(self) -> tuple[FeatureLook, ...]:
+        """The network's probabilities."""
+        return (FeatureLook(ProbabilitySide(self.network), self.groups),)
+
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """The scores of each image; ``original`` is not used."""
         labels = self.network.labels
@@ -98,21 +105,20 @@ class TopK(Evaluator):
                     f"{', '.join(unknown)}; name them in evaluator.top_k.names or leave top_k out"
                 )
             log.warning("%s has no label for %s: left out", self.network.name, ", ".join(unknown))
-        known = replace(images, prompts=tuple(p for p in chosen if own[p.concept]))
-        return [score for batch in known.batches() for score in self._batch(batch, own)]
+        known = [p for p in chosen if own[p.concept]]
+        found = features_of(ProbabilitySide(self.network), images.only(self.groups))
+        return [score for prompt in known for score in self._scores(prompt, found, own[prompt.concept])]
 
-    def _batch(self, batch: Sequence[tuple[Prompt, object, Status]], own: dict[str, list[int]]) -> Iterator[Score]:
-        seen = [image for _, image, _ in batch if image is not None]
-        found = iter(self.network.probabilities(seen)) if seen else iter(())  # type: ignore[arg-type]
-        for prompt, image, status in batch:
-            row = None if image is None else next(found)
-            mine = own[prompt.concept]
-            yield self._score(f"probability.{self.network.name}", prompt, status, row is not None and row[mine].sum())
-            for k in self.ks:
-                inside = row is not None and ranks(row[None], mine)[0] < k
-                yield self._score(f"top_k.{self.network.name}.top{k}", prompt, status, inside)
-                rate = "psr" if prompt.group in KEPT_GROUPS else "esr"
-                yield self._score(f"{rate}.{self.network.name}.top{k}", prompt, status, inside == (rate == "psr"))
+    def _scores(self, prompt: Prompt, found: Features, mine: Sequence[int]) -> Iterator[Score]:
+        made = prompt.id in found.row
+        status: Status = "ok" if made else found.status[prompt.id]
+        row = found.values[found.row[prompt.id]][None] if made else None
+        yield self._score(f"probability.{self.network.name}", prompt, status, row is not None and row[0, mine].sum())
+        for k in self.ks:
+            inside = row is not None and bool(ranks(row, mine)[0] < k)
+            yield self._score(f"top_k.{self.network.name}.top{k}", prompt, status, inside)
+            rate = "psr" if prompt.group in KEPT_GROUPS else "esr"
+            yield self._score(f"{rate}.{self.network.name}.top{k}", prompt, status, inside == (rate == "psr"))
 
     def _score(self, metric: str, prompt: Prompt, status: Status, value: float) -> Score:
         success = metric.startswith(("esr", "psr"))

@@ -9,6 +9,7 @@ from typing import ClassVar
 from erasebench import fields
 from erasebench.judges.divided import asked
 from erasebench.judges.judging import check_files, judge_images
+from erasebench.judges.looking import JudgeLook
 from erasebench.protocols import Evaluator, Judge
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Score
@@ -71,6 +72,11 @@ class UnlearnCanvas(Evaluator):
     def check(self) -> None:
         """The judge's files can be read."""
         check_files(self.judge)
+
+    @property
+    def looks(self) -> tuple[JudgeLook, ...]:
+        """Every judge's verdicts."""
+        return (JudgeLook(self.judge, self.groups),)
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]:
         """One score an image; ``original`` is not used."""

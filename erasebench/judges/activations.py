@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from erasebench.limits import open_image
-from erasebench.protocols import FeatureNetwork
+from erasebench.protocols import FeatureNetwork, Watcher
 from erasebench.store.images import ImageSet
+from erasebench.types import Status
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,42 +26,82 @@ class Features(NamedTuple):
 
     row: dict[str, int]
     values: np.ndarray
+    status: dict[str, Status] = {}  # noqa: RUF012  of the images that could not be made
 
     def of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of some prompts, without a copy where these are all."""
         return self.values if list(ids) == list(self.row) else self.values[[self.row[i] for i in ids]]
 
 
-@lru_cache(maxsize=2)
+HELD = 6  # image sets whose features are remembered
+_held: dict[tuple[FeatureNetwork, ImageSet], Features] = {}
+
+
 def features_of(network: FeatureNetwork, images: ImageSet) -> Features:
-    """Features of every image that could be made, by prompt id; the last two sets are remembered."""
-    batches = ([(p.id, image) for p, image, _ in batch if image is not None] for batch in images.batches())
-    return _kept(network, batches)
+    """Features of every image that could be made, by prompt id; the last sets are remembered."""
+    if (network, images) not in _held:
+        watcher = watching(network, images)
+        next(watcher)
+        for batch in images.batches():
+            watcher.send(batch)
+        next(watcher, None)  # sends None, which ends it
+    return _held[network, images]
+
+
+def watching(network: FeatureNetwork, images: ImageSet) -> Watcher:
+    """Keep features of the images of a set, which it is sent in batches; None ends it and has them remembered."""
+    status: dict[str, Status] = {}
+    with _Kept(network) as kept:
+        while (batch := (yield)) is not None:
+            kept.add([(prompt.id, image) for prompt, image, _ in batch if image is not None])
+            status |= {prompt.id: why for prompt, image, why in batch if image is None}
+        found = kept.features()._replace(status=status)
+    while len(_held) >= HELD:
+        del _held[next(iter(_held))]
+    _held[network, images] = found
 
 
 @lru_cache(maxsize=1)
 def features_of_folder(network: FeatureNetwork, folder: str) -> Features:
     """Features of every image of a folder (:func:`folder_batches`), by file name; the last folder is remembered."""
-    return _kept(network, folder_batches(folder))
+    with _Kept(network) as kept:
+        for batch in folder_batches(folder):
+            kept.add(batch)
+        return kept.features()
 
 
-def _kept(network: FeatureNetwork, batches: Iterable[Sequence[tuple[str, Image.Image]]]) -> Features:
-    names: list[str] = []
-    width = 0
-    with tempfile.TemporaryFile() as file:
-        for batch in batches:
-            if batch:
-                found = np.ascontiguousarray(network.features([image for _, image in batch]), dtype=np.float32)
-                if len(found) != len(batch):
-                    raise ValueError(
-                        f"features of {network.name} must have one row per image; got {len(found)} for {len(batch)}"
-                    )
-                file.write(found.tobytes())
-                width = found.shape[1]
-                names += [name for name, _ in batch]
-        file.flush()
-        rows = np.memmap(file, np.float32, "r", shape=(len(names), width)) if names else np.empty((0, 0), np.float32)
-    return Features({name: row for row, name in enumerate(names)}, rows)
+class _Kept:
+    """Features on their way into a file without a name."""
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        self._network, self._names, self._width = network, list[str](), 0
+
+    def __enter__(self) -> _Kept:
+        self._file = tempfile.TemporaryFile()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, batch: Sequence[tuple[str, Image.Image]]) -> None:
+        """Names and images."""
+        if not batch:
+            return
+        found = np.ascontiguousarray(self._network.features([image for _, image in batch]), dtype=np.float32)
+        if len(found) != len(batch):
+            raise ValueError(
+                f"features of {self._network.name} must have one row per image; got {len(found)} for {len(batch)}"
+            )
+        self._file.write(found.tobytes())
+        self._width = found.shape[1]
+        self._names += [name for name, _ in batch]
+
+    def features(self) -> Features:
+        """All of them."""
+        self._file.flush()
+        shape = (len(self._names), self._width)
+        rows = np.memmap(self._file, np.float32, "r", shape=shape) if self._names else np.empty((0, 0), np.float32)
+        return Features({name: row for row, name in enumerate(self._names)}, rows)
 
 
 def image_files(folder: str | Path) -> list[Path]:

@@ -38,6 +38,21 @@ class ImageClassifier(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ProbabilitySide:
+    """A classifier's probabilities as features, so that they are kept as such: [n, k] float32."""
+
+    network: ImageClassifier
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """[n, k] float32."""
+        return self.network.probabilities(images).astype(np.float32)
+
+
 def plain(label: str) -> str:
     """A label without case, underscores and hyphens.
 

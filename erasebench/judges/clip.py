@@ -36,6 +36,25 @@ class ImageText(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ImageSide:
+    """The image half of a CLIP-like model as a feature network."""
+
+    model: ImageText
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def check_files(self) -> None:
+        if hasattr(self.model, "check_files"):
+            self.model.check_files()
+
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """[n, p] float32, rows of length 1."""
+        return self.model.image_features(images)
+
+
 def _unit(features: Callable[[Any], torch.Tensor], items: Sequence[Any], size: int, what: str) -> np.ndarray:
     """Features [n, p] of items in batches of at most ``size``, float32 rows of length 1."""
     import torch

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from erasebench.protocols import Judge
+from erasebench.protocols import Judge, Watcher
 from erasebench.store.images import ImageSet
 from erasebench.types import Prompt, Status, Verdict
 
 Judged = tuple[Prompt, Verdict | None, Status]
 
 MEMO_SIZE = 500_000  # verdicts remembered before the memory starts afresh
-_memo: dict[tuple[Judge, str, str, str], Verdict] = {}
+_memo: dict[tuple[Judge, str, str, str], Verdict | Status] = {}  # a status where there is no image
 
 
 def check_files(network: Any) -> None:
@@ -40,12 +40,22 @@ def judge_images(judge: Judge, images: ImageSet, batch_size: int = 64) -> list[J
     """
     if len(_memo) > MEMO_SIZE:
         _memo.clear()
-    rows: list[Judged] = []
     named = replace(images, prompts=tuple(p for p in images.prompts if p.concept))
-    for batch in named.batches(batch_size):
-        places = [(judge, images.key, prompt.digest(), prompt.concept) for prompt, _, _ in batch]
-        unseen = {place: image for place, (_, image, _) in zip(places, batch, strict=True) if image is not None}
+    watcher = watching(judge, images.key)
+    next(watcher)
+    if not all(_place(judge, images.key, prompt) in _memo for prompt in named.prompts):
+        for batch in named.batches(batch_size):
+            watcher.send(batch)
+    found = [(prompt, _memo[_place(judge, images.key, prompt)]) for prompt in named.prompts]
+    return [(p, v, "ok") if isinstance(v, Verdict) else (p, None, v) for p, v in found]
+
+
+def watching(judge: Judge, key: str) -> Watcher:
+    """Remember the judge's verdicts on batches of an image set that it is sent; None ends it."""
+    while (batch := (yield)) is not None:
+        unseen = {_place(judge, key, prompt): image for prompt, image, _ in batch if image is not None}
         unseen = {place: image for place, image in unseen.items() if place not in _memo}
+        _memo.update((_place(judge, key, prompt), status) for prompt, image, status in batch if image is None)
         if unseen:
             verdicts = judge(list(unseen.values()), [place[-1] for place in unseen])
             if len(verdicts) != len(unseen):
@@ -53,8 +63,7 @@ def judge_images(judge: Judge, images: ImageSet, batch_size: int = 64) -> list[J
                     f"judge {judge.name} must return one verdict per image; got {len(verdicts)} for {len(unseen)}"
                 )
             _memo.update(zip(unseen, verdicts, strict=True))
-        rows += [
-            (prompt, _memo[place] if status == "ok" else None, status)
-            for place, (prompt, _, status) in zip(places, batch, strict=True)
-        ]
-    return rows
+
+
+def _place(judge: Judge, key: str, prompt: Prompt) -> tuple[Judge, str, str, str]:
+    return judge, key, prompt.digest(), prompt.concept

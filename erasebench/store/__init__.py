@@ -1,6 +1,6 @@
 """Where results lie: content-addressed steps, images, files written whole, and hashes of what decides a result."""
 
-from erasebench.store.cache import key, plain_key, read_manifest, step
+from erasebench.store.cache import has, key, plain_key, read_manifest, step
 from erasebench.store.files import check_writable, replacing
 from erasebench.store.images import ImageSet, Row, image_folder, missing, read_images, write_shard
 
@@ -8,6 +8,7 @@ __all__ = [
     "ImageSet",
     "Row",
     "check_writable",
+    "has",
     "image_folder",
     "key",
     "missing",

@@ -103,6 +103,11 @@ def _publish(work: Path, folder: Path) -> None:
     raise OSError(f"{folder} keeps changing; stop the other processes that write it and run again")
 
 
+def has(root: str | Path, name: str, key: str) -> bool:
+    """Whether a step's result is in the store."""
+    return read_manifest(Path(root) / "cache" / name / key) is not None
+
+
 def step(
     root: str | Path, name: str, key: str, make: Callable[[Path], None], meta: Mapping[str, Any] | None = None
 ) -> Path:
