@@ -145,14 +145,20 @@ def _files(key: str, node: Mapping[str, Any]) -> Iterator[Need]:
             )
         if name == "weights" and value is None:
             target = str(node.get("_target_", key))
-            there = _torch_cached(declared(target, "fetched"))
+            fetched, command = declared(target, "fetched"), fetching.declared_by(target)
+            if fetched is None and command:  # nothing fetches it by itself
+                yield Need(
+                    where, f"weights of {target}", "file", False, f"{where}=FILE; to make it: {command}", command
+                )
+                continue
+            there = _torch_cached(fetched)
             yield Need(
                 where,
                 f"weights of {target}",
                 "download",
                 there,
                 f"fetched on first use; or {where}=FILE",
-                fetching.declared_by(target),
+                command,
             )
         if name not in FILES or not isinstance(value, str) or value.startswith("http"):
             continue

@@ -109,3 +109,14 @@ def test_the_command_lists_them_and_refuses_what_is_misspelt(capsys):
     assert "model.path: CompVis/stable-diffusion-v1-4" in capsys.readouterr().out
     assert needs.main(["experiment=rece_nudety_sd14"]) == 2
     assert "did you mean rece_nudity_sd14?" in capsys.readouterr().err
+
+
+def test_weights_that_nothing_fetches_are_missing_with_the_command_that_makes_them(tmp_path):
+    node = {"_target_": "erasebench.judges.q16.Q16Judge", "weights": None}
+    (need,) = [n for n in preflight.needs({"judge": node}) if n.key == "judge.weights"]
+    assert need.kind == "file" and not need.there and "erasebench.convert" in need.fetch
+    (line,) = preflight.missing({"judge": node, "results": str(tmp_path)})
+    assert "judge.weights=FILE; to make it: git clone" in line
+    node = {"_target_": "erasebench.judges.networks.ResNet50V1", "weights": None}
+    (need,) = [n for n in preflight.needs({"judge": {"network": node}}) if n.key.endswith("weights")]
+    assert need.kind == "download" and "resnet50-0676ba61.pth" in need.fetch
