@@ -21,7 +21,8 @@ NOT_TOLD = {"judge": ("wording",), "prompts": GROWING, "kept": GROWING}  # wordi
 def names(cfg: DictConfig, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Names for the tables, and the folders below ``runs``: model, concept, method, attack with settings."""
     picked = labels.choices()
-    groups = [g for g in picked if "/" not in g and g != "experiment"]
+    # what was chosen below an evaluator names no cell, and has no place where the evaluators are the usual ones
+    groups = [g for g in picked if "/" not in g and "@evaluator." not in g and g != "experiment"]
     reference = labels.named(picked, groups) if picked else cfg
 
     def changed(group: str, *but: str) -> dict[str, Any]:

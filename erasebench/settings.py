@@ -82,7 +82,8 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     elif origin is Mapping or origin is dict:
         fields.mapping(name, value)
         for key, inner in value.items() if len(args) == 2 else ():
-            check_value(f"{name}.{key}", inner, args[1])
+            if not _is_node(inner):  # one is checked by its own class's annotations
+                check_value(f"{name}.{key}", inner, args[1])
     elif isinstance(origin, type) and origin.__module__.partition(".")[0] not in ("builtins", "typing"):
         got = "null" if value is None else repr(value)
         raise ValueError(
@@ -124,9 +125,11 @@ def _is_node(value: Any) -> bool:
 
 
 def _nodes(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The nodes with a target directly in a value or in a list."""
+    """The nodes with a target directly in a value, in a list, or in a mapping."""
     if _is_node(value):
         yield key, value
+    elif isinstance(value, Mapping):
+        yield from ((f"{key}.{name}", one) for name, one in value.items() if _is_node(one))
     elif isinstance(value, list | tuple):
         for i, one in enumerate(value):
             if _is_node(one):

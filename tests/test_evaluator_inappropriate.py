@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -196,3 +197,19 @@ def test_a_published_set_tells_its_categories(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match="has no column 'kind'"):
         PublishedPrompts(**made, category="kind").prompts(Concept(name="cat", phrases=("cat",)))
+
+
+def test_judges_below_an_evaluator_are_checked_by_their_own_types_and_name_no_cell():
+    from erasebench import naming, settings
+    from erasebench.command.composing import as_job, composed, session
+    from erasebench.command.typed import Typed
+
+    overrides = ("evaluator=[inappropriate]", "clip@evaluator.inappropriate.judges.q16.model=emoji")
+    with session(), as_job(composed(Typed(overrides), overrides)) as cfg:
+        node = OmegaConf.to_container(cfg, resolve=True)
+        names, _ = naming.names(cfg, node)
+    assert names["method"] == "rece" and not names["settings"]
+    settings.check(node["evaluator"]["inappropriate"], "evaluator.inappropriate")
+    node["evaluator"]["inappropriate"]["judges"]["q16"]["threshold"] = "much"
+    with pytest.raises(ValueError, match=r"evaluator.inappropriate.judges.q16.threshold must be a finite number"):
+        settings.check(node["evaluator"]["inappropriate"], "evaluator.inappropriate")
