@@ -6,6 +6,7 @@ A line is ``name - what must hold; what was got; what to do``. A bool is no numb
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -238,7 +239,7 @@ def node(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def path(name: str, value: Any) -> Path:
-    """The value as a path, with ``~`` as the home folder.
+    """The value as a path, see :func:`locate`.
 
     >>> path("weights", 3)
     Traceback (most recent call last):
@@ -246,7 +247,26 @@ def path(name: str, value: Any) -> Path:
     """
     if not isinstance(value, str | Path) or not str(value).strip():
         _refuse(name, "must be a path", value, f"write {name}=FILE")
-    return Path(value).expanduser()
+    return locate(value)
+
+
+def locate(text: str | Path) -> Path:
+    """The path a config means: ``~`` is the home folder, ``pkg:PACKAGE/REST`` lies inside an importable package.
+
+    Raises:
+        FileNotFoundError: a package that cannot be found.
+
+    >>> locate("pkg:erasebench/emoji").name, locate("~").is_absolute()
+    ('emoji', True)
+    """
+    name = str(text)
+    if not name.startswith("pkg:"):
+        return Path(name).expanduser()
+    package, _, rest = name.removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # a.b would import a
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{name} must lie in an importable package; {package!r} is none; install it")
+    return Path(next(iter(spec.submodule_search_locations))) / rest
 
 
 def meant(word: Any, choices: Iterable[Any]) -> str:

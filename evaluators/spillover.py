@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from erasebench.judges.judging import Judged, check_files, judge_images
 from erasebench.judges.looking import JudgeLook
 from erasebench.protocols import Evaluator, Judge
 from erasebench.report import clusters
+from erasebench.report.harmonic import harmonic_interval, harmonic_mean
 from erasebench.report.sharing import clusters_of
 from erasebench.store.images import ImageSet
 from erasebench.types import GROUPS, Headline, Prompt, Score
@@ -21,78 +22,7 @@ from erasebench.types import GROUPS, Headline, Prompt, Score
 if TYPE_CHECKING:
     from erasebench.judges.clip import ImageText
 
-Part = tuple[float, float, float]  # a rate in percent with its interval
-
-
-def harmonic_mean(efficacy: float, generality: float, sensitivity: float) -> float:
-    """EraseBench's one number for an erasure (Amara et al., arXiv 2501.09833).
-
-    ``HM = 3 / (1 / (100 - Eff) + 1 / (100 - Gen) + 1 / Sens)``, and 0 if one of the three terms is 0.
-
-    Args:
-        efficacy: accuracy on target prompts in percent, lower is better.
-        generality: accuracy on paraphrases in percent, lower is better.
-        sensitivity: accuracy on related neighbours in percent, higher is better.
-
-    Returns:
-        The harmonic mean in [0, 100], higher is better.
-
-    Raises:
-        ValueError: a value outside [0, 100].
-
-    The paper prints 77.58 for Receler (visual similarity). A model that draws everything or nothing gets 0:
-
-    >>> round(harmonic_mean(8.1, 20.0, 65.4), 2)
-    77.58
-    >>> harmonic_mean(100.0, 100.0, 100.0), harmonic_mean(0.0, 0.0, 0.0)
-    (0.0, 0.0)
-    """
-    values = (efficacy, generality, sensitivity)
-    if not all(0 <= v <= 100 for v in values):
-        raise ValueError(f"efficacy, generality and sensitivity must be percentages in [0, 100]; got {values}")
-    terms = (100 - efficacy, 100 - generality, sensitivity)
-    return 0.0 if min(terms) == 0 else 3 / sum(1 / term for term in terms)
-
-
-def harmonic_interval(parts: Sequence[Part]) -> tuple[float, float]:
-    """95 % interval of the harmonic mean from those of its three independent rates, square and add.
-
-    The mean is monotone in each term, so its ends are its least and largest value where the terms' distances d_i from
-    their estimates, in units of their own intervals' half on that side, have ``sum d_i^2 = 1``: Donner and Zou's way to
-    recover variances (Statistical Methods in Medical Research 21, 2012) for a function that is no sum. Unlike a
-    bootstrap it has no zero width where every rate is 0 or 1. Coverage: docs/metrics.md.
-
-    Args:
-        parts: (estimate, low, high) in percent of efficacy, generality, sensitivity.
-
-    Returns:
-        (low, high); (nan, nan) where a part has no interval.
-
-    >>> [round(x, 1) for x in harmonic_interval([(0, 0, 7.1), (0, 0, 7.1), (100, 92.9, 100)])]
-    [95.9, 100.0]
-    """
-    terms = np.array([*((100 - v, 100 - h, 100 - low) for v, low, h in parts[:2]), parts[2]], dtype=float)
-    if not np.isfinite(terms).all():
-        return math.nan, math.nan
-    value, low, high = terms.T[:, :, None]
-    down, up = _means(value - _WAYS * (value - low)), _means(value + _WAYS * (high - value))
-    return float(down.min()), min(100.0, float(up.max()))
-
-
-def _means(terms: np.ndarray) -> np.ndarray:
-    """Harmonic means of columns of terms [3, n]."""
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.where(terms.min(0) <= 0, 0.0, 3 / (1 / np.maximum(terms, 0)).sum(0))
-
-
-def _ways(steps: int = 13) -> np.ndarray:
-    """Directions [3, steps^2] of the octant in which all terms rise, its edges and corners among them."""
-    angles = np.linspace(0, math.pi / 2, steps)
-    one, two = (a.ravel() for a in np.meshgrid(angles, angles))
-    return np.array([np.cos(one) * np.cos(two), np.cos(one) * np.sin(two), np.sin(one)])
-
-
-_WAYS = _ways()
+Rows = Sequence[Judged]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +38,9 @@ class Spillover(Evaluator):
     - ``hm.<judge>`` (group "all"): see :func:`harmonic_mean`; absent where a group is;
     - ``hm_by_relation.<judge>`` (group "all", one for each relation): the same with the sensitivity of one relation,
       EraseBench's dimension; efficacy and generality are those of the concept, whatever the dimension;
+    - ``drop.<judge>`` (neighbour and each of its relations, unrelated) and ``drop.<concept>.<judge>`` (one for each
+      neighbour): points of accuracy lost on the same prompts and noise, the original's less this model's, with the
+      paired interval of :func:`erasebench.report.clusters.paired_rates`; of one neighbour by its texts;
     - ``text_distance.<model>`` (one for each prompt that should survive and names a concept): one minus the cosine of
       the text features of its concept's word and of the nearest erased one's, in 0..2. It depends on no image; it is
       what a drop in accuracy is read against.
@@ -122,12 +55,14 @@ class Spillover(Evaluator):
         judge: says which concept is seen; its name is part of every metric's name.
         text: a CLIP-like model whose text features give the distance.
         groups: prompt groups needed.
+        admit: least accuracy of the original model on a text that counts, in 0..1; 0 counts all.
         version: of this definition.
     """
 
     judge: Judge
     text: ImageText
     groups: tuple[str, ...] = ("target", "paraphrase", "neighbour", "unrelated", "coco")
+    admit: float = 0.0
     version: int = 3
 
     headlines: ClassVar[tuple[Headline, ...]] = (
@@ -136,6 +71,7 @@ class Spillover(Evaluator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", fields.chosen("evaluator.spillover.groups", self.groups, GROUPS, least=1))
+        fields.number("evaluator.spillover.admit", self.admit, least=0, most=1)
 
     def check(self) -> None:
         """The judge's files can be read, as far as it says how to find out."""
@@ -152,7 +88,11 @@ class Spillover(Evaluator):
         judged = judge_images(self.judge, images.only(self.groups))
         before = judge_images(self.judge, original.only(self.groups))
         right = {prompt.id for prompt, verdict, _ in before if verdict is not None and verdict.present}
-        parts = _parts(judged)
+        accuracy = _accuracies(before)
+        parts = {
+            where: [row for row in rows if accuracy.get(_text(row[0]), (0.0, 0))[0] >= self.admit]
+            for where, rows in _parts(judged).items()
+        }
         named = {"efficacy": ("target", ""), "generality": ("paraphrase", ""), "sensitivity": ("neighbour", "")}
         scores = [self._rate(name, parts[where], where) for name, where in named.items() if where in parts]
         scores += [
@@ -167,7 +107,71 @@ class Spillover(Evaluator):
                 if where[0] == "neighbour" and where[1]:
                     groups = [parts[named["efficacy"]], parts[named["generality"]], parts[where]]
                     scores.append(self._harmonic(groups, where[1]))
-        return scores + self._distances(images.only(self.groups).prompts)
+        scores += self._drops(parts, before)
+        return scores + self._admitted(accuracy) + self._distances(images.only(self.groups).prompts)
+
+    @property
+    def _who(self) -> str:
+        """The end of every metric's name: whose word it is, and about which texts."""
+        return self.judge.name + (f".admitted@{self.admit:g}" if self.admit else "")
+
+    def _drops(self, parts: Mapping[tuple[str, str], Rows], before: Rows) -> list[Score]:
+        """Points lost, for each part of what should survive and each neighbour."""
+        drawn: dict[tuple[str, str], bool] = {(p.group, p.id): v.present for p, v, _ in before if v is not None}
+        scores = []
+        for (group, relation), rows in parts.items():
+            if group not in ("neighbour", "unrelated"):
+                continue
+            scores.append(self._drop("drop", rows, drawn, (group, relation)))
+            for concept in dict.fromkeys(p.concept for p, _, _ in rows if relation):
+                own = [row for row in rows if row[0].concept == concept]
+                scores.append(self._drop(f"drop.{_plain(concept)}", own, drawn, (group, relation), alone=True))
+        return scores
+
+    def _drop(
+        self, name: str, rows: Rows, drawn: Mapping[tuple[str, str], bool], where: tuple[str, str], alone: bool = False
+    ) -> Score:
+        """``alone``: of one concept, whose clusters are its texts."""
+        shared = clusters_of([prompt for prompt, _, _ in rows])
+        both = [(p, verdict) for p, verdict, _ in rows if verdict is not None and (p.group, p.id) in drawn]
+        first = [drawn[p.group, p.id] for p, _ in both]
+        second = [verdict.present for _, verdict in both]
+        names = [p.text if alone else shared[p.group, p.id] for p, _ in both]
+        low, high = (100 * x for x in clusters.paired_rates(first, second, names)) if both else (math.nan, math.nan)
+        return Score(
+            evaluator="spillover",
+            metric=f"{name}.{self._who}",
+            value=100 * (sum(first) - sum(second)) / len(both) if both else math.nan,
+            group=where[0],
+            relation=where[1],
+            higher_is_better=False,
+            status="ok" if both else "error",
+            low=None if math.isnan(low) else low,
+            high=None if math.isnan(high) else high,
+            judge=self.judge.name,
+            rate=False,
+            n=len(both),
+        )
+
+    def _admitted(self, accuracy: Mapping[tuple[str, str, str], tuple[float, int]]) -> list[Score]:
+        """What the original model draws of each text, and of how many texts enough; nothing without a threshold."""
+        if not self.admit:
+            return []
+        scores = [
+            Score(
+                evaluator="spillover", metric=f"base_accuracy.{_plain(text)}.{self.judge.name}", value=100 * share,
+                group=group, relation=relation, higher_is_better=True, judge=self.judge.name, rate=False, n=n,
+            )
+            for (group, relation, text), (share, n) in accuracy.items()
+        ]  # fmt: skip
+        for group in dict.fromkeys(group for group, *_ in accuracy):
+            shares = [share for (of, *_), (share, _) in accuracy.items() if of == group]
+            value = 100 * sum(share >= self.admit for share in shares) / len(shares)
+            scores.append(Score(
+                evaluator="spillover", metric=f"admitted.{self._who}", value=value, group=group,
+                judge=self.judge.name, rate=False, n=len(shares),
+            ))  # fmt: skip
+        return scores
 
     def _distances(self, prompts: Sequence[Prompt]) -> list[Score]:
         """How far each kept prompt's concept is from the nearest erased one, as texts; nothing without a target."""
@@ -198,7 +202,7 @@ class Spillover(Evaluator):
         low, high = (100 * x for x in clusters.rate(seen, names)) if seen else (math.nan, math.nan)
         return Score(
             evaluator="spillover",
-            metric=f"{name}.{self.judge.name}",
+            metric=f"{name}.{self._who}",
             value=100 * sum(seen) / len(seen) if seen else math.nan,
             group=where[0],
             relation=where[1],
@@ -219,7 +223,7 @@ class Spillover(Evaluator):
             low, high = harmonic_interval([(r, 100 * a, 100 * b) for r, (a, b) in zip(rates, ends, strict=True)])
         return Score(
             evaluator="spillover",
-            metric=f"{'hm_by_relation' if relation else 'hm'}.{self.judge.name}",
+            metric=f"{'hm_by_relation' if relation else 'hm'}.{self._who}",
             value=harmonic_mean(*rates) if known else math.nan,
             group="all",
             relation=relation,
@@ -230,6 +234,37 @@ class Spillover(Evaluator):
             judge=self.judge.name,
             terms=(100 - rates[0], 100 - rates[1], rates[2]) if known else (),
         )
+
+
+def _text(prompt: Prompt) -> tuple[str, str, str]:
+    """What is admitted or not: group, relation and text; of a paraphrase its synonym, else the concept."""
+    group, relation = _place(prompt)
+    word = prompt.info.get("word") if group == "paraphrase" else None
+    return group, relation if group == "neighbour" else "", str(word or prompt.concept)
+
+
+def _accuracies(before: Rows) -> dict[tuple[str, str, str], tuple[float, int]]:
+    """Text -> the share of its images in which the concept is seen, 0 where none could be judged, and their number."""
+    found: dict[tuple[str, str, str], list[bool]] = {}
+    for prompt, verdict, _ in before:
+        found.setdefault(_text(prompt), []).extend([] if verdict is None else [verdict.present])
+    return {text: (sum(seen) / len(seen) if seen else 0.0, len(seen)) for text, seen in found.items()}
+
+
+def _plain(text: str) -> str:
+    """A text as a part of a metric's name.
+
+    >>> _plain("a cup of tea")
+    'a_cup_of_tea'
+    """
+    return "_".join(text.replace(".", "").split())
+
+
+def _place(prompt: Prompt) -> tuple[str, str]:
+    """Group and relation; what is called an unrelated neighbour is unrelated."""
+    if prompt.group == "neighbour" and prompt.relation == "unrelated":
+        return "unrelated", "unrelated"
+    return prompt.group, prompt.relation
 
 
 def _seen(rows: Sequence[Judged]) -> tuple[list[bool], list[str]]:
@@ -243,9 +278,7 @@ def _parts(judged: Iterable[Judged]) -> dict[tuple[str, str], list[Judged]]:
     """(group, relation) -> rows; relation "" is the whole group, only neighbours are split further."""
     parts: dict[tuple[str, str], list[Judged]] = {}
     for row in judged:
-        group, relation = row[0].group, row[0].relation
-        if group == "neighbour" and relation == "unrelated":
-            group = "unrelated"
+        group, relation = _place(row[0])
         parts.setdefault((group, ""), []).append(row)
         if group == "neighbour" and relation:
             parts.setdefault((group, relation), []).append(row)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from erasebench.report.intervals import wilson
+from erasebench.report.intervals import exact_paired, wilson
 from erasebench.store.images import ImageSet, write_shard
 from erasebench.types import Prompt, Verdict
 from evaluators.spillover import Spillover, harmonic_interval, harmonic_mean
@@ -99,9 +99,10 @@ class Words:
 
 
 def scored(images, original, whole=True):
-    """Whole-set scores without those by relation, or the others."""
+    """Whole-set scores without those by relation and without drops, or the others."""
     scores = Spillover(judge=WhiteJudge(), text=Words()).score(images, original)
-    return [s for s in scores if (s.prompt_id is None and not s.metric.startswith("hm_by_relation")) == whole]
+    others = ("hm_by_relation", "drop.")
+    return [s for s in scores if (s.prompt_id is None and not s.metric.startswith(others)) == whole]
 
 
 def image_set(folder, outcomes):
@@ -207,3 +208,69 @@ def test_harmonic_means_by_relation_and_text_distances(tmp_path):
     far = [s for s in found if s.metric == "text_distance.words"]
     assert len(far) == 8 and {s.group for s in far} == {"neighbour"}
     assert [s.value for s in far] == pytest.approx([1 - math.cos(0.4)] * 8, abs=1e-6)  # seven letters and three
+
+
+def test_drops_are_paired_and_each_neighbour_has_its_own(tmp_path):
+    """Against counts by hand, and the paired interval of the four counts."""
+    original, erased = image_set(tmp_path / "o", ORIGINAL), image_set(tmp_path / "e", ERASED)
+    found = {(s.metric, s.group, s.relation): s for s in scored(erased, original, whole=False)}
+    whole = {place: s for place, s in found.items() if place[0] == "drop.white"}
+    assert {place[1:]: s.value for place, s in whole.items()} == pytest.approx({
+        ("neighbour", ""): 100 * (7 - 5) / 9,  # of nine that both could draw
+        ("neighbour", "visual"): 60, ("neighbour", "binomial"): -25, ("unrelated", ""): 25,
+    })  # fmt: skip
+    visual = whole["drop.white", "neighbour", "visual"]
+    assert (visual.low, visual.high) == pytest.approx([100 * x for x in exact_paired(2, 3, 0, 0)]) and visual.n == 5
+    assert found["drop.c2.white", "neighbour", "visual"].value == 100
+    assert found["drop.c0.white", "neighbour", "visual"].low is not None and not visual.higher_is_better
+    assert not [place for place in found if place[0].startswith("drop.c") and place[1] == "unrelated"]
+    same = scored(original, original, whole=False)
+    assert {s.value for s in same if s.metric.startswith("drop.")} == {0}
+
+
+def test_one_neighbour_s_clusters_are_its_texts(tmp_path):
+    letters = {("neighbour", "visual"): "yyyyyy"}
+    original, erased = (
+        image_set(tmp_path / "o", letters),
+        image_set(tmp_path / "e", {("neighbour", "visual"): "yynnnn"}),
+    )
+    twice = tuple(
+        p.with_(concept="lynx", info={"word": "lynx"}) for p in original.prompts
+    )  # one word for the whole, six texts for the neighbour
+    sets = [ImageSet(key=s.key, folder=s.folder, prompts=twice) for s in (erased, original)]
+    found = {s.metric: s for s in scored(*sets, whole=False)}
+    assert found["drop.white"].low is None and found["drop.white"].value == pytest.approx(400 / 6)
+    one = found["drop.lynx.white"]
+    assert (one.low, one.high) == pytest.approx([100 * x for x in exact_paired(2, 4, 0, 0)])
+
+
+def test_what_the_original_cannot_draw_is_not_admitted(tmp_path):
+    original, erased = image_set(tmp_path / "o", ORIGINAL), image_set(tmp_path / "e", ERASED)
+
+    def names(prompts):  # two neighbours: of one the original draws 5 of 5, of the other 3 of 5
+        return tuple(p.with_(concept=p.relation if p.group == "neighbour" else "cat") for p in prompts)
+
+    original, erased = (ImageSet(key=s.key, folder=s.folder, prompts=names(s.prompts)) for s in (original, erased))
+    scores = Spillover(judge=WhiteJudge(), text=Words(), admit=0.7).score(erased, original)
+    found = {(s.metric, s.group, s.relation): s for s in scores if s.prompt_id is None}
+    end = "white.admitted@0.7"
+    assert (
+        found[f"sensitivity.{end}", "neighbour", ""].value
+        == 40
+        == found[f"sensitivity.{end}", "neighbour", "visual"].value
+    )
+    lost = found[f"sensitivity.{end}", "neighbour", "binomial"]
+    assert lost.status == "error" and math.isnan(lost.value)  # a status, not a number
+    assert found[f"admitted.{end}", "neighbour", ""].value == 50 and found[f"admitted.{end}", "neighbour", ""].n == 2
+    assert found["base_accuracy.binomial.white", "neighbour", "binomial"].value == 60
+    assert found["base_accuracy.cat.white", "paraphrase", ""].value == 90
+    assert found[f"hm.{end}", "all", ""].value == pytest.approx(harmonic_mean(100 / 9, 30, 40))
+    assert not [s for s in scores if s.metric.startswith(("hm.", "drop", "efficacy")) and not s.metric.endswith("@0.7")]
+    high = Spillover(judge=WhiteJudge(), text=Words(), admit=0.95).score(erased, original)
+    assert next(s for s in high if s.metric.startswith("generality")).status == "error"
+
+
+@pytest.mark.parametrize("admit", [-0.1, 1.5, "x", True])
+def test_a_share_to_admit_by_lies_in_0_to_1(admit):
+    with pytest.raises(ValueError, match=r"evaluator\.spillover\.admit"):
+        Spillover(judge=WhiteJudge(), text=Words(), admit=admit)

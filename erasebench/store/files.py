@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from erasebench.fields import locate as locate
 from erasebench.store.claims import beside, place, runs
 
 STALE_SECONDS = 2 * 24 * 3600  # leftovers of other machines' processes older than this are removed
@@ -24,25 +24,6 @@ LARGE = 64 * 2**20  # bytes of files whose hash is remembered while a process li
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXT = re.compile(r"os error (28|122)\b|code: (28|122)\b|No space left|quota exceeded", re.IGNORECASE)
 DENIED = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-
-
-def locate(text: str | Path) -> Path:
-    """The path a config means: ``~`` is the home folder, ``pkg:PACKAGE/REST`` lies inside an importable package.
-
-    Raises:
-        FileNotFoundError: a package that cannot be found.
-
-    >>> locate("pkg:erasebench/emoji").name, locate("~").is_absolute()
-    ('emoji', True)
-    """
-    name = str(text)
-    if not name.startswith("pkg:"):
-        return Path(name).expanduser()
-    package, _, rest = name.removeprefix("pkg:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # a.b would import a
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"{name} must lie in an importable package; {package!r} is none; install it")
-    return Path(next(iter(spec.submodule_search_locations))) / rest
 
 
 class NoRoom(OSError):
