@@ -19,6 +19,12 @@ from erasebench.store.files import locate
 from erasebench.types import KEPT_GROUPS
 
 Rates = dict[tuple[str, str], float]
+EVALUATION = (
+    803_273_441_280  # operations of Stable Diffusion 1.x's UNet on 64 x 64 latents, as torch's counter has them
+)
+A100 = 312e12  # operations a second that NVIDIA gives for dense half precision
+SHARE = 0.25  # of them that drawing is taken to reach; ours, not measured
+COUNTED = ("sd14", "sd15")  # models of that UNet
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,32 @@ class Cost:
     evaluations: int
     seconds: float | None
     bytes: float | None
+
+
+def a100_hours(evaluations: int) -> float:
+    """Hours on one A100 in half precision to draw with Stable Diffusion 1.x at 512 pixels; computed, never measured.
+
+    ``evaluations * EVALUATION / (SHARE * A100)``: text encoder, VAE, judges, erasing and searching come on top.
+
+    >>> round(a100_hours(10_000_000), 1)
+    28.6
+    """
+    return evaluations * EVALUATION / (SHARE * A100) / 3600
+
+
+def lines(configs: Sequence[Mapping[str, Any]], root: Path) -> list[str]:
+    """Images, evaluations, hours and disk of a plan, a line each."""
+    found = cost(configs, root)
+    unknown = "unknown: no earlier run here with this model and sampler tells"
+    said = [
+        f"at most {found.images} images, {found.evaluations} model evaluations to draw them (an attack's search apart)",
+        f"time: {unknown if found.seconds is None else 'about ' + duration(found.seconds)}",
+        f"disk: {unknown if found.bytes is None else f'about {found.bytes / 1e9:.2f} GB of images'}",
+    ]
+    if all(config["model"]["name"] in COUNTED for config in configs):
+        hours = a100_hours(found.evaluations)
+        said.insert(2, f"time on one A100: about {hours:.1f} hours of drawing, computed from operations, not measured")
+    return said
 
 
 def expected(configs: Sequence[Mapping[str, Any]], root: Path) -> str:

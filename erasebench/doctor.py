@@ -144,16 +144,9 @@ def quarters(entry: Mapping[str, Any]) -> list[list[float]]:
 
 def plan(config: Mapping[str, Any], root: Path) -> list[str]:
     """Images, evaluations, hours and disk."""
-    from erasebench.costs import cost
-    from erasebench.progress import duration
+    from erasebench.costs import lines
 
-    found = cost([config], root)
-    unknown = "unknown: no earlier run here with this model and sampler tells"
-    return [
-        f"at most {found.images} images, {found.evaluations} model evaluations to draw them (an attack's search apart)",
-        f"time: {unknown if found.seconds is None else 'about ' + duration(found.seconds)}",
-        f"disk: {unknown if found.bytes is None else f'about {found.bytes / GIGABYTE:.2f} GB of images'}",
-    ]
+    return lines([config], root)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,7 +108,7 @@ def test_a_broken_file_is_one_line_that_says_where(tmp_path, text, message):
 def test_what_is_no_prompt_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a file; got nothing there"):
         read_prompts(tmp_path / "none.csv")
-    with pytest.raises(ValueError, match=r"must be .csv or .parquet; got '.pkl'"):
+    with pytest.raises(ValueError, match=r"must be .csv, .parquet or .txt; got '.pkl'"):
         read_prompts(write(tmp_path, "x", "set.pkl"))
     with pytest.raises(ValueError, match="must be a readable Parquet file"):
         read_prompts(write(tmp_path, "prompt", "set.parquet"))

@@ -12,9 +12,12 @@ from omegaconf import OmegaConf
 
 import erasebench
 from erasebench import conf_folder
+from erasebench.__main__ import main
 from erasebench.building import build
 from erasebench.command.composing import compose, session, without_hydra
-from erasebench.costs import cost
+from erasebench.costs import COUNTED, EVALUATION, a100_hours, cost
+from erasebench.prompts.files import read_prompts
+from erasebench.prompts.grid import GridPrompts
 from erasebench.prompts.published import PublishedPrompts
 from erasebench.types import Concept
 
@@ -37,7 +40,7 @@ def test_it_composes_builds_and_is_documented_with_what_it_costs(name):
     """``docs/protocols.md`` has a row for it, with the images and evaluations that the doctor computes."""
     _, cfg = composed(f"experiment={name}")
     config = OmegaConf.to_container(cfg, resolve=True)
-    assert config["model"]["name"] == "sd14" and config["recipe"] == "paper"
+    assert config["model"]["name"] in COUNTED and config["recipe"] == "paper"
     for node in ("method", "prompts", "concept", "attack"):
         build(config[node])
     if config.get("kept"):
@@ -51,8 +54,22 @@ def test_it_composes_builds_and_is_documented_with_what_it_costs(name):
     assert set(re.findall(r"arXiv:(\d{4}\.\d{5})", text)) == {row.split("|")[2].strip()}
     with open(REPO / "results/published.csv", encoding="utf-8", newline="") as file:
         keys = {line["key"] for line in csv.DictReader(file)}
-    beside = row.split("|")[8]
+    hours, beside = row.split("|")[8:10]
+    assert hours.strip() == f"{a100_hours(found.evaluations):.2f}"
     assert set(re.findall(r"`(\w+)`", beside)) <= keys and ("`" in beside or "none in the file" in beside)
+
+
+@pytest.mark.slow
+def test_the_operations_that_hours_are_computed_from_are_the_unet_s():
+    """Counted on Stable Diffusion 1.x's shape without memory for its weights."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
+        unet(torch.randn(1, 4, 64, 64), torch.ones(1), encoder_hidden_states=torch.randn(1, 77, 768))
+    assert counted.get_total_flops() == EVALUATION
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -127,3 +144,81 @@ def test_the_rows_of_all_others_are_what_should_survive(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"prompts\.others must be of rows that a column tells apart"):
         PublishedPrompts(**made, others=True)
+
+
+# --- UnlearnCanvas' grid, files of lines, one seed for all ---
+
+
+GRID = {"template": "A {object} image in {style} style.", "styles": ("Van_Gogh", "Rust"), "objects": ("Cats", "Sea")}
+
+
+def test_a_style_is_asked_for_in_its_own_images_and_the_others_are_asked_two_things():
+    made = GridPrompts(**GRID, seeds=(188, 288)).prompts(Concept(name="van_gogh", kind="style", phrases=["Van Gogh"]))
+    found = {(p.group, p.relation, p.concept): 0 for p in made}
+    for p in made:
+        found[p.group, p.relation, p.concept] += 1
+    assert found == {
+        ("target", "", "van_gogh"): 4, ("neighbour", "in_domain", "rust"): 4,
+        ("unrelated", "cross_domain", "cats"): 2, ("unrelated", "cross_domain", "sea"): 2,
+    }  # fmt: skip
+    assert made[0].text == "A Cats image in Van Gogh style." and made[0].seed == 188
+    assert len({p.digest() for p in made}) == 8 and len({p.id for p in made}) == 12  # 2 x 2 x 2 images, each drawn once
+
+
+def test_an_object_is_the_other_way_round():
+    made = GridPrompts(**GRID, seeds=(1,)).prompts(Concept(name="sea", phrases=["sea"]))
+    assert [p.text for p in made if p.group == "target"] == [
+        "A Sea image in Van Gogh style.",
+        "A Sea image in Rust style.",
+    ]
+    assert [p.concept for p in made if p.group == "neighbour"] == ["cats", "cats"]
+    assert [p.concept for p in made if p.group == "unrelated"] == ["van_gogh", "rust"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"template": "A {object}"}, "must have {style} and {object}"), ({"seeds": ()}, "seeds at least one"),
+        ({"styles": ("Rust", "rust")}, "each once"), ({"objects": ()}, "objects"), ({"limit": 0}, "limit"),
+    ],
+)  # fmt: skip
+def test_a_grid_that_cannot_be_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        GridPrompts(**(GRID | {"seeds": (1,)} | change))
+    with pytest.raises(ValueError, match="concept must be a style or an object of the set; got 'cat'"):
+        GridPrompts(**GRID, seeds=(1,)).prompts(Concept(name="cat", phrases=["cat"]))
+
+
+def test_unlearncanvas_draws_5100_images_and_its_judge_sees_every_name():
+    config = composed("experiment=unlearncanvas")[0]
+    assert config["model"]["path"] == "${data}/unlearncanvas/sd15"  # never the plain Stable Diffusion 1.5
+    made = build(config["prompts"]).prompts(Concept(name="van_gogh", kind="style", phrases=["Van Gogh"]))
+    assert len({p.digest() for p in made}) == 5100 == config["prompts"]["rows"]
+    groups = {g: sum(p.group == g for p in made) for g in ("target", "neighbour", "unrelated")}
+    assert groups == {"target": 100, "neighbour": 5000, "unrelated": 5000}
+    labels = {*config["judge"]["first"]["labels"], *config["judge"]["others"]["labels"]}
+    assert {p.concept for p in made} == labels
+
+
+def test_a_text_file_is_a_prompt_a_line_and_one_seed_serves_all(tmp_path):
+    path = tmp_path / "all.txt"
+    path.write_text('a horse, at night\n\n  \na "car"\n', encoding="utf-8")
+    prompts = read_prompts(path, seed=202504)
+    assert [(p.text, p.seed) for p in prompts] == [("a horse, at night", 202504), ('a "car"', 202504)]
+    with pytest.raises(ValueError, match=r"all\.txt has no column 'evaluation_seed'; found prompt"):
+        read_prompts(path)
+    with pytest.raises(ValueError, match=r"prompts\.seed"):
+        PublishedPrompts(name="x", path=str(path), source="here", seed=-1)
+
+
+def test_a_dry_run_says_what_a_sweep_takes_and_runs_nothing(tmp_path, capsys):
+    arguments = ["--dry-run", "-m", "experiment=mma_nudity", "method=uce,none", f"results={tmp_path / 'out'}"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 cells\n  method=uce: at most 2000 images, 200000 evaluations\n")
+    assert "at most 3000 images, 300000 model evaluations" in out  # the original's are shared
+    assert f"about {a100_hours(300_000):.1f} hours of drawing, computed" in out and "time: unknown" in out
+    assert out.endswith("nothing was run\n") and not (tmp_path / "out").exists()
+    assert main(["experiment=unlearncanvas", "prompts=csv", "--dry-run", f"results={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1 cell\nat most ") and "to be given: prompts.path=" in out

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder, costs, preflight, progress
-from erasebench.command import errors
+from erasebench.command import dry, errors
 from erasebench.command import sweep as sweeps
 from erasebench.command.choices import hint
 from erasebench.command.composing import as_job, composed, session
@@ -53,6 +53,8 @@ def launch(arguments: Sequence[str]) -> int:
         if given.shell_completion or given.info is not None or given.hydra_help:
             return _hydra(arguments_of(given), "0")
         typed.check()
+        if given.dry_run:
+            return _dry(given, typed)
         if given.multirun:
             return _sweep(given, typed)
         with session(typed.places):
@@ -97,6 +99,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = get_args_parser()
     parser.__class__ = _Parser
+    parser.add_argument("--dry-run", action="store_true")
     return parser.parse_intermixed_args([*arguments])
 
 
@@ -128,6 +131,18 @@ def folders(given: argparse.Namespace) -> tuple[Path, ...]:
         if not path.is_dir():
             raise ValueError(f"--config-dir - must be a folder; found no {path}; check the path")
     return (*(Path(p).expanduser().resolve() for p in named), own.resolve())
+
+
+def _dry(given: argparse.Namespace, typed: Typed) -> int:
+    """Print what the command line would take."""
+    cells, labels = [given.overrides], [""]
+    if given.multirun:
+        cells, swept = typed.cells()
+        labels = sweeps.labels(cells, swept)
+    with session(typed.places):
+        planned = [composed(typed, cell) for cell in cells]
+    print(dry.plan(planned, labels))
+    return 0
 
 
 def _sweep(given: argparse.Namespace, typed: Typed) -> int:

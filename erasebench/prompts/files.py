@@ -36,12 +36,13 @@ def place_hash(*parts: object) -> int:
 
 
 def read_rows(path: str | Path, columns: Mapping[str, str]) -> Rows:
-    """Every row of a CSV or Parquet file as texts, with the place it stands at ("line 3"); empty lines are skipped.
+    """Every row of a CSV, Parquet or text file as texts, with its place ("line 3"); empty lines are skipped.
 
     The one reader of tables people hand in: prompts, pairs, words. Cells are taken as they stand.
 
     Args:
-        path: .csv (UTF-8, with a header, commas between) or .parquet; ``~`` is the home folder.
+        path: .csv (UTF-8, with a header, commas between), .parquet, or .txt (UTF-8, a prompt a line, read as the one
+            column ``prompt``); ``~`` is the home folder.
         columns: needed columns -> what to do without one; "" if there is no advice.
 
     Raises:
@@ -50,9 +51,9 @@ def read_rows(path: str | Path, columns: Mapping[str, str]) -> Rows:
             column that is missing or there twice, or no row.
     """
     path = fields.path("path", path)
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_lines}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path.name} must be .csv or .parquet; got {path.suffix or 'no suffix'!r}; convert it")
+        raise ValueError(f"{path.name} must be .csv, .parquet or .txt; got {path.suffix or 'no suffix'!r}; convert it")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing there"
         raise FileNotFoundError(f"{path} must be a file; got {found}; check the path")
@@ -99,6 +100,12 @@ def _read_csv(path: Path) -> tuple[list[str], Rows]:
     except csv.Error as error:
         raise ValueError(f"{path.name} line {line} must be valid CSV; got {error}; check its quotes") from error
     return header, rows
+
+
+def _read_lines(path: Path) -> tuple[list[str], Rows]:
+    """One prompt a line, as it stands."""
+    lines = _decode(path).splitlines()
+    return ["prompt"], [(f"line {i}", {"prompt": line}) for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _read_parquet(path: Path) -> tuple[list[str], Rows]:
@@ -161,7 +168,7 @@ def read_prompts(
     path: str | Path,
     *,
     text: str = "prompt",
-    seed: str | None = "evaluation_seed",
+    seed: str | int | None = "evaluation_seed",
     guidance: str | None = None,
     id: str | None = None,
     concept: str | None = None,
@@ -174,9 +181,10 @@ def read_prompts(
     an empty prompt is kept with a warning.
 
     Args:
-        path: .csv (UTF-8, with a header) or .parquet.
+        path: as in :func:`read_rows`.
         text: column of the prompt.
-        seed: column of the seed, an integer >= 0; None derives one from the row's position.
+        seed: column of the seed, an integer >= 0; a number is the seed of every row; None derives one from the row's
+            position.
         guidance: column of the guidance scale, where an empty cell means the model's default; None if there is none.
         id: column of a unique id; None numbers the rows from 0.
         concept: column of the concept each text depicts; None leaves it empty.
@@ -190,11 +198,14 @@ def read_prompts(
     """
     fields.choice(f"{node}.group", group, GROUPS)
     needed = {text: f"name the column of the texts: {node}.text=COLUMN"}
-    needed |= {seed: f"name its column, or {node}.seed=null makes one of each row's place"} if seed else {}
+    needed |= (
+        {seed: f"name its column, or {node}.seed=null makes one of each row's place"} if isinstance(seed, str) else {}
+    )
     needed |= {guidance: f"name its column, or {node}.guidance=null for the model's own"} if guidance else {}
     needed |= {id: f"name its column, or {node}.id=null numbers the rows"} if id else {}
     needed |= {concept: f"name the column of {node}"} if concept else {}
     name_of = fields.path(f"{node}.path", path).name
+    column = seed if isinstance(seed, str) else None
     prompts, places, same = [], dict[str, str](), dict[tuple[str, ...], str]()
     for number, (place, row) in enumerate(read_rows(path, needed)):
         where = f"{name_of} {place}, column"
@@ -205,20 +216,26 @@ def read_prompts(
         if not row[text]:  # I2P has one
             log.warning("%s %r is empty: it asks for nothing", where, text)
         places[name] = place
-        drawn = tuple(row[column] for column in (text, seed, guidance) if column is not None)
+        drawn = tuple(row[one] for one in (text, column, guidance) if one is not None)
         if seed is not None and (first := same.setdefault(drawn, place)) != place:
             log.warning("%s %s is the same image as %s: same text, seed and guidance", name_of, place, first)
         prompts.append(
             Prompt(
                 id=f"{group}-{name}",
                 text=row[text],
-                seed=place_hash(0, group, number) if seed is None else seed_cell(f"{where} {seed!r}", row[seed]),
+                seed=_seed(seed, row, where, group, number),
                 guidance_scale=None if guidance is None else guidance_cell(f"{where} {guidance!r}", row[guidance]),
                 group=group,
                 concept="" if concept is None else row[concept],
             )
         )
     return prompts
+
+
+def _seed(seed: str | int | None, row: Mapping[str, str], where: str, group: str, number: int) -> int:
+    if isinstance(seed, str):
+        return seed_cell(f"{where} {seed!r}", row[seed])
+    return place_hash(0, group, number) if seed is None else seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +256,7 @@ class CsvPrompts:
 
     path: str
     text: str = "prompt"
-    seed: str | None = "evaluation_seed"
+    seed: str | int | None = "evaluation_seed"
     guidance: str | None = None
     id: str | None = None
     concept_column: str | None = None
@@ -273,14 +290,16 @@ class CsvPrompts:
 
 
 def check_source(node: str, *, text: object, group: object, sexual: object, limit: object, **columns: object) -> None:
-    """The fields that all sources of prompts from a file share; ``columns`` are names of columns, or None.
+    """The fields that all sources of prompts from a file share; ``columns`` are names of columns, or None, or a seed.
 
     Raises:
         ValueError: the first that cannot be right.
     """
     fields.text(f"{node}.text", text, empty=False)
     for name, column in columns.items():
-        if column is not None:
+        if name == "seed" and isinstance(column, int):
+            fields.integer(f"{node}.seed", column, least=0, most=MAX_SEED)
+        elif column is not None:
             fields.text(f"{node}.{name}", column, empty=False, hint="name a column, or null")
     fields.choice(f"{node}.group", group, GROUPS)
     fields.flag(f"{node}.sexual", sexual)

@@ -26,7 +26,7 @@ class PublishedPrompts:
 
     Args:
         name: of the set, the stem of its yaml.
-        path: .csv or .parquet file.
+        path: .csv, .parquet or .txt file.
         source: where the set is published.
         file: its path there.
         revision: commit of the source the facts of the yaml were taken from.
@@ -68,7 +68,7 @@ class PublishedPrompts:
     sha256: str | None = None
     rows: int | None = None
     text: str = "prompt"
-    seed: str | None = "evaluation_seed"
+    seed: str | int | None = "evaluation_seed"
     guidance: str | None = None
     id: str | None = None
     column: str | None = None
