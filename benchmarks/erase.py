@@ -53,10 +53,7 @@ def sd14_shape(vocabulary: int = 514) -> Pipeline:
             attention_head_dim=8,
         )
     unet.to_empty(device="cpu")
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), *(f"word{i}</w>" for i in range(vocabulary - 514))]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+    tokenizer = sd14_tokenizer(vocabulary)
     shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     pipe = StableDiffusionPipeline(
@@ -74,6 +71,14 @@ def sd14_shape(vocabulary: int = 514) -> Pipeline:
     for layer in cross_attention_projections(pipe).values():
         layer.weight.normal_(std=layer.in_features**-0.5)
     return pipe
+
+
+def sd14_tokenizer(vocabulary: int = 514) -> CLIPTokenizer:
+    """A byte-level tokenizer of 77 tokens; beyond 514 of its vocabulary are words that no text has."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), *(f"word{i}</w>" for i in range(vocabulary - 514))]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
 @torch.no_grad()

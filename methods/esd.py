@@ -95,7 +95,11 @@ class ESD(Partway, Method):
 
         rounded()
         training = self.training(concept, weights, weights=adam)
-        training.run(lambda step: self.loss(model, unet, self.draws(model, concept, step)), after=rounded)
+
+        def loss(step: int, places: range) -> Tensor:
+            return self.loss(model, unet, self.draws(model, concept, step)[places.start : places.stop])
+
+        training.run(loss, rows=self.batch_size, after=rounded)
         return with_weights(pipe, weights)
 
     def draws(self, model: Denoiser, concept: Concept, step: int) -> list[Draw]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from erasebench import fields, progress
+from erasebench.devices import halving
 from erasebench.diffusion import apply_tensors, fork
 from erasebench.store import workspace
 from erasebench.types import Concept, Pipeline, seed_of
@@ -214,8 +215,9 @@ class Training:
 
     def run(
         self,
-        loss: Callable[[int], Tensor],
+        loss: Callable[..., Tensor],
         *,
+        rows: int | None = None,
         turn: Callable[[int], str] | None = None,
         after: Callable[[], None] = lambda: None,
     ) -> None:
@@ -223,6 +225,9 @@ class Training:
 
         Args:
             loss: scalar of step number 0, 1, ...; random numbers in it must depend on that number alone.
+            rows: latents of a step, where ``loss(step, places)`` is the mean over the places, a range of them, that it
+                is given. Without memory for all of them gradients are added up over halves, which changes rounding
+                alone (:func:`erasebench.devices.halving`). None: ``loss(step)`` is taken whole.
             turn: name of the step's optimiser; None: there is only one.
             after: called after each update.
 
@@ -234,7 +239,7 @@ class Training:
         with progress.bar(desc=self.name, initial=first, total=self.iterations, unit="step") as bar:
             for step in range(first, self.iterations):
                 optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
-                bar.set_postfix(loss=self._update(step, loss, optimiser))
+                bar.set_postfix(loss=self._update(step, loss, optimiser, rows))
                 bar.update()
                 after()
                 if step + 1 < self.iterations and time.monotonic() - saved >= pause:
@@ -243,19 +248,45 @@ class Training:
                     saved = time.monotonic()
                     pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
 
-    def _update(self, step: int, loss: Callable[[int], Tensor], optimiser: torch.optim.Optimizer) -> float:
+    def _update(
+        self, step: int, loss: Callable[..., Tensor], optimiser: torch.optim.Optimizer, rows: int | None
+    ) -> float:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        value = loss(step)
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        value, gradients = self._slope(step, loss, parameters, rows)
         norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
-        self._check(step, {"loss": value.detach(), "gradient's norm": norm})
+        self._check(step, {"loss": value, "gradient's norm": norm})
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         optimiser.step()
         optimiser.zero_grad()
-        return float(value.detach())
+        return float(value)
+
+    def _slope(
+        self, step: int, loss: Callable[..., Tensor], parameters: list[Tensor], rows: int | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of a step and its gradients, as many rows at once as there is memory for."""
+        whole = range(rows or 1)
+
+        def of(places: range) -> tuple[float, Tensor, list[Tensor | None]]:
+            value = loss(step) if rows is None else loss(step, places)
+            slopes = torch.autograd.grad(value, parameters, allow_unused=True)
+            return len(places) / len(whole), value.detach(), list(slopes)
+
+        where = parameters[0].device
+        first, *others = halving(of, whole, len(whole), f"latents of {self.name}'s steps", where)
+        if not others:
+            return first[1:]
+        parts = [first, *others]
+        value = torch.stack([share * part for share, part, _ in parts]).sum()
+        slopes = [
+            None
+            if column[0] is None
+            else torch.stack([share * one for (share, *_), one in zip(parts, column, strict=True)]).sum(0)
+            for column in zip(*(part[2] for part in parts), strict=True)
+        ]
+        return value, slopes
 
     def _check(self, step: int, numbers: Mapping[str, Tensor]) -> None:
         """Stop before NaN or infinity reaches a weight, and keep what there was."""

@@ -14,6 +14,8 @@ from attacks.unlearndiffatk import UnlearnDiffAtk
 from erasebench import devices, diffusion
 from erasebench.diffusion import encoding
 from erasebench.judges import clip, inception
+from methods.esd import ESD
+from methods.fine_tuning import Training
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded
 
 FULL = "CUDA out of memory. Tried to allocate 2 GiB."
@@ -117,3 +119,57 @@ def test_networks_that_look_at_images(monkeypatch):
     found = inception.Inception(device="cpu", batch_size=4).features(pictures)
     np.testing.assert_allclose(found[:, 0], [40 * i for i in range(5)], rtol=1e-5)
     assert asked[0] == 4 and max(asked[1:]) <= 2
+
+
+def test_a_training_s_gradients_are_added_up_over_halves():
+    """Plain gradient descent in float64 on a mean over five rows of uneven parts, beside the whole batch."""
+    x = torch.arange(10, dtype=torch.float64).view(5, 2).sin()
+
+    def trained(limit):
+        weight, asked = torch.nn.Parameter(torch.ones(2, dtype=torch.float64)), []
+        unused = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def loss(step, places):
+            asked.append(len(places))
+            if len(places) > limit:
+                raise torch.OutOfMemoryError(FULL)
+            return ((x[places.start : places.stop] @ weight - step) ** 2).mean()
+
+        sgd = torch.optim.SGD([weight, unused], lr=0.1)
+        state = {"weight": weight, "unused": unused}
+        Training(name="t", identity=str(limit), iterations=3, optimisers={"a": sgd}, state=state).run(loss, rows=5)
+        devices._room.clear()
+        return weight.detach(), asked
+
+    whole, asked = trained(5)
+    assert asked == [5, 5, 5]
+    halves, asked = trained(2)
+    assert asked == [5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
+    torch.testing.assert_close(halves, whole, rtol=1e-13, atol=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(0)
+
+
+def test_esd_goes_on_with_fewer_latents_of_the_same_noise(tiny_pipe, monkeypatch, caplog):
+    """Each part draws its own latents from the same random numbers as the whole batch did."""
+    method = ESD(iterations=1, steps=4, batch_size=3, layers="xattn_strict", autocast=False)
+    seen, real = [], ESD.loss
+
+    def limited(self, model, unet, draws):
+        if len(draws) > 2:
+            raise torch.OutOfMemoryError(FULL)
+        seen.append([(draw.word, draw.stage, draw.timestep, draw.generator.initial_seed()) for draw in draws])
+        return real(self, model, unet, draws)
+
+    whole = diffusion.changed_tensors(method.erase(tiny_pipe, CAT), tiny_pipe)
+    monkeypatch.setattr(ESD, "loss", limited)
+    parts = diffusion.changed_tensors(method.erase(tiny_pipe, CAT), tiny_pipe)
+    model = method.denoiser(tiny_pipe)
+    drawn = [(d.word, d.stage, d.timestep, d.generator.initial_seed()) for d in method.draws(model, CAT, 0)]
+    assert [len(part) for part in seen] == [1, 1, 1] and [one for part in seen for one in part] == drawn
+    assert "out of memory with 3 latents of esd's steps at once; going on with 1" in caplog.text
+    assert parts.keys() == whole.keys()
+    far = torch.cat([(parts[name] - whole[name]).abs().flatten() for name in whole])
+    assert (
+        far > 0.1 * method.lr
+    ).float().mean() < 0.02  # Adam's first step is lr times a sign, but where it is rounding

@@ -66,6 +66,11 @@ def load(
     pipe = _load(path, revision, dtype, check_device("model.device", device))
     if scheduler is not None:
         pipe.scheduler = scheduler_of(pipe, scheduler)
+    return switched(pipe, vae_tiling=vae_tiling, channels_last=channels_last)
+
+
+def switched(pipe: Pipeline, *, vae_tiling: bool | None = None, channels_last: bool | None = None) -> Pipeline:
+    """``pipe`` itself with switches of memory and layout turned on, see :func:`load`."""
     if vae_tiling:
         pipe.vae.enable_tiling()
     if channels_last:
