@@ -219,7 +219,8 @@ def test_a_dimension_is_the_mean_of_its_concepts_with_student_s_interval():
     binomial = found.loc["uce", "binomial"]
     assert (binomial.concepts, binomial.efficacy, binomial.sensitivity) == (2, 10, 70) and math.isnan(binomial.hm_low)
     assert found.loc["uce", "unrelated"]["drop"] == 4 and math.isnan(found.loc["uce", "unrelated"].efficacy)
-    assert found.loc["original", "visual"].hm == 0
+    base = found.loc["original", "visual"]
+    assert base.hm == 0 == base.efficacy and math.isnan(base.efficacy_low)  # no spread, no interval
     text = markdown(dimensions(scores()))
     assert "| uce | binomial | 2 | 10.0 [too few] |" in text and "| uce | unrelated | 4 | - | - | - | - |" in text
 

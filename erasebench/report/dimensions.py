@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from erasebench.report import clusters
@@ -30,7 +31,8 @@ def dimensions(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each model, method, recipe and dimension: for each of :data:`COLUMNS` in percent the value and, with
-        ``_low`` and ``_high``, its interval, NaN below three concepts.
+        ``_low`` and ``_high``, its interval, NaN below three concepts, and where all concepts have one number, whose
+        spread then tells nothing.
 
     Raises:
         ValueError: no spillover was measured, or with several thresholds of admission.
@@ -86,7 +88,7 @@ def _mean(values: pd.Series, least: float = 0.0) -> Part:
     drawn = values.to_numpy(float)
     if not len(drawn):
         return nan, nan, nan
-    low, high = clusters.mean(drawn, list(values.index))
+    low, high = clusters.mean(drawn, list(values.index)) if np.ptp(drawn) else (nan, nan)
     return float(drawn.mean()), max(least, low) if low == low else nan, min(100.0, high) if high == high else nan
 
 
