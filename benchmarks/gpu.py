@@ -36,7 +36,8 @@ from methods.esd import ESD
 
 CHURCH = Concept(name="church", phrases=("church",))
 SWITCHES: dict[str, dict[str, bool]] = {
-    "erasebench": {}, "erasebench, channels_last": {"channels_last": True}, "erasebench, vae_tiling": {"vae_tiling": True},
+    "erasebench": {}, "erasebench, channels_last": {"channels_last": True},
+    "erasebench, vae_tiling": {"vae_tiling": True},
 }  # fmt: skip
 FULL = {"channels": (320, 640, 1280, 1280), "vae": (128, 256, 512, 512), "text": 12, "width": 768, "size": 64}
 SMALL = {"channels": (32, 32, 64, 64), "vae": (32, 32, 32, 32), "text": 1, "width": 64, "size": 8}

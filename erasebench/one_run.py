@@ -82,6 +82,7 @@ def run(cfg: DictConfig) -> Result:
     from erasebench import steps
 
     original = steps.load(cell)
+    steps.check_family(original, parts.method, parts.attack, cell.names)
     erased, key = steps.erase(cell, parts.method, original, parts.concept)
     found = steps.attack(cell, parts.attack, erased, key, original, parts.prompts, parts.concept, parts.judge)
     models = {"original": (original, cell.model_hash), "erased": (erased, key)}

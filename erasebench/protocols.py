@@ -79,6 +79,7 @@ class Method(Protocol):
     """
 
     together: ClassVar[tuple[str, ...]] = ("sequence",)
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # what it can work on: unet, transformer
 
     def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.

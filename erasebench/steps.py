@@ -50,6 +50,26 @@ def load(cell: Cell) -> Pipeline:
     return loaded.pipes[name]
 
 
+def check_family(pipe: Pipeline, method: Method, attack: Attack, names: Mapping[str, str]) -> None:
+    """A transformer is drawn and measured; methods say whether they can work on it, and attacks must only ask.
+
+    Raises:
+        ValueError: a method or an attack for UNets.
+    """
+    if not diffusion.is_flow(pipe):
+        return
+    if "transformer" not in getattr(method, "denoisers", ("unet",)):
+        raise ValueError(
+            f"method {names['method']} must be defined for transformers; {type(pipe).__name__} has no UNet; use "
+            "method=none or method=checkpoint"
+        )
+    if attack.access != "none":
+        raise ValueError(
+            f"attack {names['attack']} must be defined for transformers; {type(pipe).__name__} has no UNet; use a "
+            "published set of prompts"
+        )
+
+
 def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
     """The erased model, always rebuilt from what was stored of it, and the key of all that its images depend on.
 

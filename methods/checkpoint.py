@@ -62,6 +62,7 @@ class Checkpoint(Method):
     name: str = "checkpoint"
 
     together = ("joint",)
+    denoisers = ("unet", "transformer")
 
     def __post_init__(self) -> None:
         fields.number("scale", self.scale, hint="1 is the LoRA as trained")

@@ -17,6 +17,7 @@ class NoErasure(Method):
     """
 
     together = ("joint", "sequence")
+    denoisers = ("unet", "transformer")
 
     def erase(self, pipe: Pipeline, concept: Concept) -> Pipeline:
         return pipe

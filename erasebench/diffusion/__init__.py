@@ -10,6 +10,7 @@ from erasebench.diffusion.encoding import (
     token_table,
     tokenise,
 )
+from erasebench.diffusion.flow import denoiser, is_flow
 from erasebench.diffusion.loading import load
 from erasebench.diffusion.sampling import generate, latent_shape, noise, projected_once
 from erasebench.diffusion.weights import (
@@ -30,12 +31,14 @@ __all__ = [
     "check_length",
     "cross_attention_projections",
     "cut_texts",
+    "denoiser",
     "edited_weight",
     "encode",
     "encode_embeddings",
     "fingerprint",
     "fork",
     "generate",
+    "is_flow",
     "last_token",
     "latent_shape",
     "load",

@@ -34,4 +34,4 @@ def picture_latents(pipe: Pipeline, images: Sequence[Image.Image]) -> torch.Tens
     mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is not None and std is not None:
         z = (z - z.new_tensor(mean).view(1, -1, 1, 1)) / z.new_tensor(std).view(1, -1, 1, 1)
-    return z * vae.config.scaling_factor
+    return (z - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor

@@ -15,7 +15,7 @@ from erasebench.store.files import tensor_header
 from erasebench.types import Pipeline
 
 Shapes = dict[str, tuple[int, ...]]
-PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
 
 
 def plain_name(name: str, part: str = "") -> str:
@@ -52,7 +52,7 @@ def folder_shapes(folder: Path) -> Shapes:
     The VAE is left out: diffusers renames its older attention layers while loading.
     """
     shapes: Shapes = {}
-    for part in PARTS[:3]:
+    for part in PARTS[:-1]:
         for file in sorted((folder / part).glob("*.safetensors")):
             shapes |= {canonical(f"{part}.{name}"): shape for name, shape in tensor_header(file)[0].items()}
     return shapes

@@ -17,11 +17,12 @@ import torch
 
 from erasebench import fields
 from erasebench.devices import check_device
+from erasebench.diffusion.flow import denoiser
 from erasebench.diffusion.schedulers import check_scheduler, scheduler_of
 from erasebench.store.files import tensor_header
 from erasebench.types import Pipeline
 
-CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # never loaded: they would censor or cost memory
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -38,7 +39,7 @@ def load(
     vae_tiling: bool | None = None,
     channels_last: bool | None = None,
 ) -> Pipeline:
-    """A Stable Diffusion 1.x, 2.x or XL pipeline in eval mode, without gradients and without a safety checker.
+    """A Stable Diffusion 1.x, 2.x, XL or 3 or a FLUX pipeline in eval mode, without gradients or a safety checker.
 
     Weights are cast to ``dtype`` whatever the files hold, so half-precision files load as float32 by default. The
     safety checker is left out because it would replace the very images a benchmark of erasure must count.
@@ -74,7 +75,7 @@ def switched(pipe: Pipeline, *, vae_tiling: bool | None = None, channels_last: b
     if vae_tiling:
         pipe.vae.enable_tiling()
     if channels_last:
-        for part in (pipe.unet, pipe.vae):
+        for part in (denoiser(pipe), pipe.vae):
             part.to(memory_format=torch.channels_last)
     return pipe
 
@@ -140,7 +141,8 @@ def _check_class(name: str, index: Any) -> None:
     found = index.get("_class_name") if isinstance(index, dict) else None
     if found not in CLASSES:
         raise ValueError(f"model {name} must be a {' or '.join(CLASSES)}; model_index.json says {found!r}")
-    needed = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} - set(_parts(index))
+    denoises = "unet" if found in CLASSES[:2] else "transformer"
+    needed = {denoises, "vae", "text_encoder", "tokenizer", "scheduler"} - set(_parts(index))
     if needed:
         raise ValueError(f"model {name} must have {', '.join(sorted(needed))}; model_index.json does not name it")
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from erasebench.devices import halving
 from erasebench.diffusion.encoding import Encoding, Texts
+from erasebench.diffusion.flow import check_flow, denoiser, is_flow, latent_channels, multiple, sample_flow
 from erasebench.diffusion.schedulers import level, noise_from, predicts_velocity, velocity_from
 from erasebench.protocols import Guide
 from erasebench.types import Pipeline, Prompt, Status
@@ -91,9 +92,14 @@ def generate(
     vae = _decoder(pipe)
 
     def draw(batch: Sequence[Prompt]) -> list[Drawn]:
-        return list(_finish(batch, _decode(vae, _sample(pipe, batch, texts, shape, steps, guidance_scale))))
+        if is_flow(pipe):
+            start = torch.stack([noise(prompt, shape) for prompt in batch])
+            latents = sample_flow(pipe, batch, texts, start, steps, guidance_scale)
+        else:
+            latents = _sample(pipe, batch, texts, shape, steps, guidance_scale)
+        return list(_finish(batch, _decode(vae, latents)))
 
-    return chain.from_iterable(halving(draw, prompts, batch_size, "images", pipe.unet.device))
+    return chain.from_iterable(halving(draw, prompts, batch_size, "images", denoiser(pipe).device))
 
 
 @torch.inference_mode()
@@ -222,6 +228,8 @@ def _is_plain(attn: Any) -> bool:
 
 
 def _check_model(pipe: Pipeline) -> None:
+    if is_flow(pipe):
+        return check_flow(pipe)
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         channels = (pipe.unet.config.in_channels, pipe.vae.config.latent_channels)
         raise ValueError(f"model must draw from text alone: unet and vae channels must be equal; got {channels}")
@@ -233,12 +241,15 @@ def _check_model(pipe: Pipeline) -> None:
 
 def latent_shape(pipe: Pipeline, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
     """Shape [channels, height / factor, width / factor] of one image's latents; None: the UNet's own size in pixels."""
-    factor, size = pipe.vae_scale_factor, pipe.unet.config.sample_size
+    factor, flow = pipe.vae_scale_factor, is_flow(pipe)
+    size = pipe.default_sample_size if flow else pipe.unet.config.sample_size
     default = (size, size) if isinstance(size, int) else tuple(size)
     pixels = (height or default[0] * factor, width or default[1] * factor)
-    if any(n < factor or n % factor for n in pixels):
-        raise ValueError(f"height and width must be positive multiples of {factor} pixels; got {pixels[0]}x{pixels[1]}")
-    return pipe.unet.config.in_channels, pixels[0] // factor, pixels[1] // factor
+    step = multiple(pipe) if flow else factor
+    if any(n < step or n % step for n in pixels):
+        raise ValueError(f"height and width must be positive multiples of {step} pixels; got {pixels[0]}x{pixels[1]}")
+    channels = latent_channels(pipe) if flow else pipe.unet.config.in_channels
+    return channels, pixels[0] // factor, pixels[1] // factor
 
 
 def _generator(prompt: Prompt) -> torch.Generator:
@@ -261,6 +272,7 @@ def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is not None and std is not None:
         z = z * z.new_tensor(std).view(1, -1, 1, 1) + z.new_tensor(mean).view(1, -1, 1, 1)
+    z = z + (vae.config.get("shift_factor") or 0.0)  # of Stable Diffusion 3 and FLUX
     return torch.cat([vae.decode(part, return_dict=False)[0].float().cpu() for part in z.split(at_once)])
 
 

@@ -85,7 +85,7 @@ def weight_files(path: Path) -> list[WeightFiles]:
         return [WeightFiles(files=(path,))]
     found = _in_folder(path)
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-        part = max((p for p in PARTS[:3] if folder.name == p or folder.name.startswith(f"{p}_")), default="", key=len)
+        part = max((p for p in PARTS[:-1] if folder.name == p or folder.name.startswith(f"{p}_")), default="", key=len)
         found += _in_folder(folder, part) if part else []
     if not found:
         raise _nothing(path)

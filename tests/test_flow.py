@@ -1,0 +1,178 @@
+"""Stable Diffusion 3's and FLUX's exact text widths, packing and conditions in thin random transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from safetensors.torch import save_file
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+import erasebench
+from benchmarks.erase import sd14_tokenizer
+from erasebench import diffusion
+from erasebench.types import Concept, Prompt
+from methods.checkpoint import Checkpoint
+
+FAMILIES = ("sd3", "flux")
+PROMPTS = [
+    Prompt(id="0", text="a church", seed=3),
+    Prompt(id="1", text="a horse at night", seed=5),
+    Prompt(id="2", text="a church", seed=7, guidance_scale=2.0),
+]
+HOW = {"steps": 2, "guidance_scale": 5.0, "height": 64, "width": 64}
+
+
+def clip(kind, width):
+    tokenizer = sd14_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=width, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return kind(config)
+
+
+def t5():
+    config = T5Config(
+        vocab_size=64, d_model=4096, d_kv=16, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return T5EncoderModel(config)
+
+
+def t5_tokenizer(length):
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(letter, -1.0 - i / 100) for i, letter in enumerate("▁abcdefghijklmnopqrstuvwxyz0123456789")]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=length)
+
+
+def vae(scaling, shift):
+    return AutoencoderKL(
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, scaling_factor=scaling, shift_factor=shift,
+        use_quant_conv=False, use_post_quant_conv=False, force_upcast=True,
+    )  # fmt: skip
+
+
+def sd3():
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8, num_layers=1, num_attention_heads=2, caption_projection_dim=128, joint_attention_dim=4096,
+            pooled_projection_dim=2048, pos_embed_max_size=8, out_channels=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(1.5305, 0.0609),
+        text_encoder=clip(CLIPTextModelWithProjection, 768), tokenizer=sd14_tokenizer(),
+        text_encoder_2=clip(CLIPTextModelWithProjection, 1280), tokenizer_2=sd14_tokenizer(),
+        text_encoder_3=t5(), tokenizer_3=t5_tokenizer(512),
+    )  # fmt: skip
+
+
+def flux():
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            num_layers=1, num_single_layers=1, num_attention_heads=2, guidance_embeds=True
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), vae=vae(0.3611, 0.1159),
+        text_encoder=clip(CLIPTextModel, 768), tokenizer=sd14_tokenizer(), text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(512),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("flow")
+    for name, make in {"sd3": sd3, "flux": flux}.items():
+        make().save_pretrained(root / name)
+    return {name: root / name for name in FAMILIES}
+
+
+def images(drawn):
+    found = []
+    for _, image, status in drawn:
+        assert status == "ok"
+        found.append(np.asarray(image, dtype=int))
+    return np.stack(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drawing_is_diffusers_own_and_neither_batch_nor_order_matters(folders, family):
+    pipe = diffusion.load(folders[family])
+    assert diffusion.latent_shape(pipe, 64, 64) == (16, 8, 8) and diffusion.is_flow(pipe)
+    timesteps = pipe.scheduler.timesteps.clone()
+    together = images(diffusion.generate(pipe, PROMPTS, batch_size=3, **HOW))
+    alone = images(diffusion.generate(pipe, PROMPTS[::-1], batch_size=1, **HOW))[::-1]
+    assert np.abs(together - alone).max() <= 1 and torch.equal(timesteps, pipe.scheduler.timesteps)
+    for prompt, ours in zip(PROMPTS, together, strict=True):
+        theirs = pipe(
+            prompt.text, num_inference_steps=2, guidance_scale=prompt.guidance_scale or 5.0, height=64, width=64,
+            generator=torch.Generator().manual_seed(prompt.seed),
+        ).images[0]  # fmt: skip
+        assert np.abs(ours - np.asarray(theirs, dtype=int)).max() <= 1
+    assert np.abs(together[0] - together[1]).max() > 1
+    states = diffusion.encode(pipe, ["a church"])
+    assert states.shape == {"sd3": (1, 77 + 256, 4096), "flux": (1, 512, 4096)}[family]
+    cut = diffusion.cut_texts(pipe, ["a" * 100, "a " * 600])  # a letter is a token here
+    assert cut.keys() == {"a " * 600}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_s_own_weights_are_put_in_and_told_apart(folders, family, tmp_path):
+    pipe = diffusion.load(folders[family])
+    name = next(n for n, _ in pipe.transformer.named_parameters() if n.endswith("attn.to_k.weight"))
+    changed = pipe.transformer.get_parameter(name) + 0.1
+    save_file({f"transformer.{name}": changed}, tmp_path / "mine.safetensors")
+    concept = Concept(name="church", phrases=("church",))
+    mine = Checkpoint(path=str(tmp_path / "mine.safetensors")).erase(pipe, concept)
+    assert set(diffusion.changed_tensors(mine, pipe)) == {f"transformer.{name}"}
+    assert diffusion.fingerprint(mine) != diffusion.fingerprint(pipe)
+    before, after = (images(diffusion.generate(p, PROMPTS[:1], **HOW)) for p in (pipe, mine))
+    assert np.abs(before - after).max() > 0
+    with pytest.raises(ValueError, match="multiples of 16 pixels; got 72x64"):
+        diffusion.latent_shape(pipe, 72, 64)
+    with pytest.raises(ValueError, match="scheduler must be null"):
+        diffusion.load(folders[family], scheduler="ddim")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_draws_scores_and_resumes_and_edits_of_unets_are_refused(folders, family, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    arguments = [
+        f"model={family}", f"model.path={folders[family]}", "model.dtype=float32", "model.device=cpu", "model.steps=2",
+        "model.height=64", "model.width=64", "concept=church", "evaluator=[nudenet]", f"results={tmp_path}",
+        "prompts.n={target:2,paraphrase:0,neighbour:0,unrelated:0,coco:0}",
+    ]  # fmt: skip
+    result = erasebench.run(*arguments, "method=none")
+    assert (result.scores.status == "ok").all() and result.record["steps"]["draw"]["images"] == 2
+    assert erasebench.run(*arguments, "method=none").cached
+    for method in ("uce", "esd_x", "sld_medium"):
+        with pytest.raises(ValueError, match=rf"method {method} must be defined for transformers; .* has no UNet"):
+            erasebench.run(*arguments, f"method={method}")
+    with pytest.raises(ValueError, match="attack random_prefix must be defined for transformers"):
+        erasebench.run(*arguments, "method=none", "attack=random_prefix")
+
+
+def test_a_folder_without_its_denoiser_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["d", "F"], '
+        '"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}'
+    )
+    with pytest.raises(ValueError, match=r"must have transformer; model_index\.json does not name it"):
+        diffusion.load(tmp_path)
