@@ -111,7 +111,7 @@ def test_missing_parts_are_named(folder):
     [
         ("{not json", "must be JSON"),
         ("[]", "says None"),
-        ('{"_class_name": "FluxPipeline"}', "says 'FluxPipeline'"),
+        ('{"_class_name": "PixArtAlphaPipeline"}', "says 'PixArtAlphaPipeline'"),
         ('{"_class_name": "StableDiffusionPipeline", "unet": ["a", "b"]}', "must have scheduler, text_encoder"),
     ],
 )

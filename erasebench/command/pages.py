@@ -46,7 +46,8 @@ Settings, key=value, of these too (method.lamb=3, prompts.n=5): erasebench --cfg
 
 Other commands, each with --help:
 {commands}
-Options: -m: sweep. --dry-run: what it would take. --cfg job: show the config. --version. -sc install=bash: completion.
+Options: -m: sweep. --dry-run: what it takes. --cfg job: show the config.
+         --version. -sc install=bash: completion.
 Stopped runs go on where they were when the same command is given. Exit code 0: all is well,
 2: a mistake in what was given (one line says which), 1: a fault of erasebench. More: docs/usage.md"""
 
