@@ -44,10 +44,18 @@ def run(*overrides: str, config_dir: str | Path | None = None, **settings: Any) 
     """
     typed = Typed((*overrides, *(f"{key}={text(value)}" for key, value in settings.items())), _folders(config_dir))
     typed.check()
+    from erasebench.command import spread
     from erasebench.one_run import run as run_cell
 
-    with session(typed.places), as_job(composed(typed, typed.overrides)) as cfg:
-        return run_cell(cfg)
+    with session(typed.places):
+        whole = composed(typed, typed.overrides)
+        if executor := spread.chosen([whole], typed):
+            (ended,) = spread.outcomes(executor, [whole], [""], typed)
+            if isinstance(ended.made, Exception):
+                raise ended.made
+            return ended.made
+        with as_job(whole) as cfg:
+            return run_cell(cfg)
 
 
 def load(folder: str | Path = "results") -> pd.DataFrame:

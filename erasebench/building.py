@@ -12,7 +12,7 @@ from typing import Any
 from erasebench import settings
 
 # package -> the extra of this project that installs it
-EXTRAS = {"nudenet": "nudenet", "torchmetrics": "fid", "torch_fidelity": "fid", "onnxruntime": "nudenet"}
+EXTRAS = {"nudenet": "nudenet", "torchmetrics": "fid", "torch_fidelity": "fid", "onnxruntime": "nudenet", "ray": "ray"}
 
 
 def build(config: Any, key: str = "") -> Any:

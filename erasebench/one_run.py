@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,9 +23,11 @@ from erasebench.recording import record
 from erasebench.report import tables
 from erasebench.report.runs import opened
 from erasebench.store.files import check_writable, damaged, locate
-from erasebench.types import KEPT_GROUPS, Concept, Prompt, joint
+from erasebench.types import KEPT_GROUPS, Concept, Pipeline, Prompt, joint
 
 log = logging.getLogger(__name__)
+
+LOOKS = ("queries", "model")  # access of attacks that look at the erased model
 
 
 def model_shapes(model: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
@@ -79,17 +82,64 @@ def run(cfg: DictConfig) -> Result:
     progress.say_alone(costs.expected([cell.config], cell.root))
     parts = build_parts(cell)
     check_parts(cell, parts)
+    return complete(Work(cell, parts))
+
+
+@dataclass
+class Work:
+    """A cell whose models and prompts are made, or found in the store, once somebody asks for them."""
+
+    cell: Cell
+    parts: Parts
+
+    @cached_property
+    def original(self) -> tuple[Pipeline, str]:
+        """The original model, and the hash of its weights."""
+        from erasebench import steps
+
+        pipe = steps.load(self.cell)
+        steps.check_family(pipe, self.parts.method, self.parts.attack, self.cell.names)
+        return pipe, self.cell.model_hash
+
+    @cached_property
+    def erased(self) -> tuple[Pipeline, str]:
+        """The erased model and its key."""
+        from erasebench import steps
+
+        return steps.erase(self.cell, self.parts.method, self.original[0], self.parts.concept)
+
+    @cached_property
+    def found(self) -> list[Prompt]:
+        """The prompts that the attack found."""
+        from erasebench import steps
+
+        p, original = self.parts, self.original[0]
+        looks = p.attack.access in LOOKS  # else the erased model is nothing to it
+        erased, key = self.erased if looks else self.__dict__.get("erased", self.original)
+        return steps.attack(self.cell, p.attack, erased, key, original, p.prompts, p.concept, p.judge)
+
+    @cached_property
+    def others(self) -> dict[str, tuple[Pipeline, str]]:
+        """Side -> a model that an evaluator compares with, and its key."""
+        from erasebench import steps
+
+        return steps.beside(self.cell, self.parts.evaluators, self.original[0], self.parts.concept)
+
+    @property
+    def models(self) -> dict[str, tuple[Pipeline, str]]:
+        """Side -> model and key, of all that are drawn with."""
+        return {"original": self.original, "erased": self.erased} | self.others
+
+
+def complete(work: Work) -> Result:
+    """All steps in order, each looked for in the store first, and the tables."""
     from erasebench import steps
 
-    original = steps.load(cell)
-    steps.check_family(original, parts.method, parts.attack, cell.names)
-    erased, key = steps.erase(cell, parts.method, original, parts.concept)
-    found = steps.attack(cell, parts.attack, erased, key, original, parts.prompts, parts.concept, parts.judge)
-    models = {"original": (original, cell.model_hash), "erased": (erased, key)}
-    others = steps.beside(cell, parts.evaluators, original, parts.concept)
-    images = steps.draw(cell, models | others, parts.prompts + found)
+    cell, parts = work.cell, work.parts
+    work.erased, work.found  # noqa: B018  the order in which run.json tells of the steps
+    images = steps.draw(cell, work.models, parts.prompts + work.found)
     scores = steps.score(cell, parts.evaluators, images)
-    images = {side: images[side] for side in models}
+    images = {side: images[side] for side in ("original", "erased")}
     return record(cell, scores, images, parts.attack, parts.judge, parts.evaluators)
 
 

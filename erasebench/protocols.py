@@ -190,3 +190,8 @@ class Evaluator(Protocol):
         """Raise a one-line ValueError or OSError, before any weight is loaded, for files this evaluator cannot read."""
 
     def score(self, images: ImageSet, original: ImageSet) -> list[Score]: ...
+
+
+def other_side(name: str, evaluator: Evaluator) -> str:
+    """Whose images an evaluator compares with; the dot keeps its own model apart from the run's two."""
+    return f"{name}.{evaluator.beside}" if evaluator.beside else "original"

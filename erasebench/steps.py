@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
 from erasebench.judges.looking import one_pass
 from erasebench.limits import read_json
-from erasebench.protocols import Attack, Evaluator, Judge, Method
+from erasebench.protocols import Attack, Evaluator, Judge, Method, other_side
 from erasebench.store import provenance, workspace
 from erasebench.store.claims import POLL, Watch, share
 from erasebench.store.files import FULL, explained, locate
 from erasebench.store.images import ImageSet
-from erasebench.types import Concept, Pipeline, Prompt, Score
+from erasebench.types import Concept, Pipeline, Prompt, Score, Status
 
 log = logging.getLogger(__name__)
 
@@ -148,11 +148,6 @@ def beside(
     return models
 
 
-def other_side(name: str, evaluator: Evaluator) -> str:
-    """Whose images an evaluator compares with; the dot keeps its own model apart from the run's two."""
-    return f"{name}.{evaluator.beside}" if evaluator.beside else "original"
-
-
 def attack(
     cell: Cell, attack: Attack, erased: Pipeline, erased_key: str, original: Pipeline,
     prompts: Sequence[Prompt], concept: Concept, judge: Judge,
@@ -175,7 +170,7 @@ def _attack(
     """The adversarial prompts of one concept, from the store or into it."""
     erased, weights = victim
     node = cell.identity["attack"]
-    seen = [weights, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]
+    seen = [weights, *_seen_by_search(cell)] if attack.access in ("queries", "model") else [""]  # one_run.LOOKS
     key = store.key(
         VERSION, cell.model_hash, *seen, node, concept_node, [[p.id, p.digest()] for p in sources],
         cell.made_from(node),
@@ -278,19 +273,47 @@ def _draw_some(
     with share(folder, lambda: store.missing(folder, left), COMMIT * size, watch) as digests:
         if not digests:
             return False
-        part = [by_digest[d] for d in digests]
-        drawn = diffusion.generate(
-            pipe, part + [part[0]] * (-len(part) % size), steps=model["steps"],
-            guidance_scale=model["guidance_scale"], height=model["height"], width=model["width"], batch_size=size,
-        )  # fmt: skip
-        rows: list[store.Row] = []
-        for prompt, image, status in drawn:
-            if len(rows) < len(part):
-                rows.append((prompt.digest(), image, status))
-                broken.update([status] if status != "ok" else [])
-                bar.update()
-        store.write_shard(folder, left.index(digests[0]) // (COMMIT * size), rows)
+        shard = left.index(digests[0]) // (COMMIT * size)
+        for status in _commit(pipe, folder, [by_digest[d] for d in digests], shard, model):
+            broken.update([status] if status != "ok" else [])
+            bar.update()
     return True
+
+
+def _commit(
+    pipe: Pipeline, folder: Path, part: Sequence[Prompt], shard: int, model: Mapping[str, Any]
+) -> Iterator[Status]:
+    """Draw some prompts, yield the status of each, and commit them all at the end."""
+    size = model["batch_size"]
+    drawn = diffusion.generate(
+        pipe, [*part, *[part[0]] * (-len(part) % size)], steps=model["steps"],
+        guidance_scale=model["guidance_scale"], height=model["height"], width=model["width"], batch_size=size,
+    )  # fmt: skip
+    rows: list[store.Row] = []
+    for prompt, image, status in drawn:
+        if len(rows) < len(part):
+            rows.append((prompt.digest(), image, status))
+            yield status
+    store.write_shard(folder, shard, rows)
+
+
+def draw_part(cell: Cell, model: tuple[Pipeline, str], prompts: Sequence[Prompt]) -> int:
+    """Draw and commit those of some prompts that are missing; how many those were.
+
+    Nothing is claimed: whoever hands out parts gives each to one process. The images are those of :func:`draw`.
+
+    Args:
+        model: what draws, and the hash of its weights.
+        prompts: a few batches of them; what is done since the last part is lost if the process dies.
+    """
+    pipe, weights = model
+    images = image_set(cell.root, weights, cell.config["model"], prompts)
+    by_digest = {p.digest(): p for p in prompts}
+    left = [by_digest[d] for d in store.missing(images.folder, by_digest)]
+    if not left:
+        return 0
+    with explained(cell.root, FULL):
+        return len(list(_commit(pipe, images.folder, left, 0, cell.config["model"])))
 
 
 def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, ImageSet]) -> dict[str, list[Score]]:
@@ -298,35 +321,37 @@ def score(cell: Cell, evaluators: Mapping[str, Evaluator], images: Mapping[str, 
     out: dict[str, list[Score]] = {"original": [], "erased": []}
     with cell.measured("score") as record, progress.bar(total=2 * len(evaluators), desc="score") as bar:
         record["cached"] = True
-        todo = [part for name in evaluators for part in _parts(cell, name, evaluators[name], images)]
         for side in out:
-            absent = [e for _, e, on, _, _, key in todo if on == side and not store.has(cell.root, "score", key)]
+            keys = {name: _part(cell, name, evaluator, images, side)[2] for name, evaluator in evaluators.items()}
+            absent = [evaluators[name] for name, key in keys.items() if not store.has(cell.root, "score", key)]
             one_pass([look for evaluator in absent for look in evaluator.looks], images[side])
-        for name, evaluator, side, subset, base, key in todo:
-            folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
-            out[side] += [Score(**row) for row in read_json(folder / "scores.json")]
-            bar.set_postfix_str(name)
-            bar.update()
+        for name, evaluator in evaluators.items():
+            for side in out:
+                out[side] += scores_of(cell, name, evaluator, images, side, record)
+                bar.set_postfix_str(name)
+                bar.update()
     return out
 
 
-def _parts(
-    cell: Cell, name: str, evaluator: Evaluator, images: Mapping[str, ImageSet]
-) -> Iterator[tuple[str, Evaluator, str, ImageSet, ImageSet, str]]:
-    """An evaluator's scores of either side: on which images, beside which, under which key."""
-    node, other = cell.config["evaluator"][name], images[other_side(name, evaluator)]
-    for side in ("original", "erased"):
-        subset, base = images[side].only(evaluator.groups), other.only(evaluator.groups)
-        asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
-        inputs = [subset.key, base.key, asked]
-        yield (
-            name,
-            evaluator,
-            side,
-            subset,
-            base,
-            store.key(evaluator.version, without_devices(node), cell.made_from(node), inputs),
-        )
+def scores_of(
+    cell: Cell, name: str, evaluator: Evaluator, images: Mapping[str, ImageSet], side: str, record: dict[str, Any]
+) -> list[Score]:
+    """Scores of one model by one evaluator, from the store or into it."""
+    subset, base, key = _part(cell, name, evaluator, images, side)
+    folder = cell.step("score", key, partial(_score, record, evaluator, subset, base))
+    return [Score(**row) for row in read_json(folder / "scores.json")]
+
+
+def _part(
+    cell: Cell, name: str, evaluator: Evaluator, images: Mapping[str, ImageSet], side: str
+) -> tuple[ImageSet, ImageSet, str]:
+    """What an evaluator scores of one model, beside which images, under which key."""
+    node = cell.config["evaluator"][name]
+    subset = images[side].only(evaluator.groups)
+    base = images[other_side(name, evaluator)].only(evaluator.groups)
+    asked = [[p.id, p.digest(), p.group, p.concept, p.relation, p.source_id] for p in subset.prompts]
+    inputs = [subset.key, base.key, asked]
+    return subset, base, store.key(evaluator.version, without_devices(node), cell.made_from(node), inputs)
 
 
 def _score(

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder, costs, preflight, progress
-from erasebench.command import dry, errors
+from erasebench.command import dry, errors, spread
 from erasebench.command import sweep as sweeps
 from erasebench.command.choices import hint
 from erasebench.command.composing import as_job, composed, session
@@ -58,7 +58,9 @@ def launch(arguments: Sequence[str]) -> int:
         if given.multirun:
             return _sweep(given, typed)
         with session(typed.places):
-            composed(typed, given.overrides)
+            planned = [composed(typed, given.overrides)]
+        if given.cfg is None and (executor := spread.chosen(planned, typed)):
+            return _spread_one(executor, planned, typed)
         _single.clear()
         return _hydra(arguments_of(given)) or max((CODES[o.status] for o in _single), default=0)
     except KeyboardInterrupt as stopped:
@@ -157,6 +159,7 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
         planned = [composed(typed, cell) for cell in cells]
     root = Path(planned[0].results).expanduser()
     known = _look(planned, labels)
+    executor = None if given.cfg else spread.chosen(planned, typed)
     sweep = Sweep.begin(root, labels)
     for launcher in ("hydra", "hydra_plugins"):
         logging.getLogger(launcher).setLevel(logging.WARNING)  # their list of cells would stand between ours
@@ -164,7 +167,13 @@ def _sweep(given: argparse.Namespace, typed: Typed) -> int:
     cost = costs.expected(known, root) if labels else "as many as the sweeper asks for"
     print(f"{len(labels) or 'cells:'} {'cells: ' if labels else ''}{cost}", file=sys.stderr)
     try:
-        code = _hydra(arguments_of(given, f"+hydra.job.env_set.{sweeps.VARIABLE}='{sweep.folder}'"))
+        if executor:
+            code = 0
+            for ended in spread.outcomes(executor, planned, labels, typed):
+                name, label = sweep.name(ended.number), sweep.label(ended.number)
+                _tell(_outcome_of(ended, label, f"{name} ({label})"), name, sweep)
+        else:
+            code = _hydra(arguments_of(given, f"+hydra.job.env_set.{sweeps.VARIABLE}='{sweep.folder}'"))
         stopped = False
     finally:
         outcomes = sweep.outcomes()
@@ -234,10 +243,33 @@ def cell(cfg: DictConfig) -> None:
     name, label = sweep.name(number), sweep.label(number)
     with progress.labelled(f"{name}: "):
         outcome = _attempt(cfg, number, label, f"{name} ({label})")
+    _tell(outcome, name, sweep)
+
+
+def _tell(outcome: Outcome, name: str, sweep: Sweep) -> None:
+    """Keep what became of a cell, and say it if it is good news; the bad was said."""
     sweep.add(outcome)
     if outcome.status == "ok":
         took = "stored" if outcome.cached else progress.duration(outcome.seconds)
-        print("; ".join(p for p in (f"{name} ({label}): {outcome.text}", took, sweep.left()) if p), flush=True)
+        said = (f"{name} ({outcome.label}): {outcome.text}", took, sweep.left())
+        print("; ".join(part for part in said if part), flush=True)
+
+
+def _spread_one(executor: Any, planned: Sequence[DictConfig], typed: Typed) -> int:
+    """One cell by an executor's workers; its exit code."""
+    known = _look(planned, [""])
+    progress.say(costs.expected(known, Path(planned[0].results).expanduser()))
+    (ended,) = spread.outcomes(executor, planned, [""], typed)
+    return CODES[_outcome_of(ended, "", "").status]
+
+
+def _outcome_of(ended: spread.Ended, label: str, where: str) -> Outcome:
+    """What became of a cell that others worked for, said as if it had run here."""
+    if isinstance(ended.made, Exception):
+        return _failure(ended.made, ended.number, label, where, ended.seconds)
+    if not where:
+        print(errors.printable(display.closing(ended.made)), flush=True)
+    return _outcome(ended.number, label, ended.made, ended.seconds)
 
 
 def _attempt(cfg: DictConfig, number: int, label: str, where: str) -> Outcome:
@@ -245,13 +277,17 @@ def _attempt(cfg: DictConfig, number: int, label: str, where: str) -> Outcome:
     try:
         result = run(cfg)
     except Exception as error:
-        text = errors.report(error, where)
-        status: Literal["error", "fault", "full"]
-        status = "fault" if errors.explain(error) is None else "error" if errors.code(error) == 2 else "full"
-        return Outcome(number, label, status, text, time.monotonic() - started)
+        return _failure(error, number, label, where, time.monotonic() - started)
     if not where:
         print(errors.printable(display.closing(result)), flush=True)
     return _outcome(number, label, result, time.monotonic() - started)
+
+
+def _failure(error: Exception, number: int, label: str, where: str, seconds: float) -> Outcome:
+    text = errors.report(error, where)
+    status: Literal["error", "fault", "full"]
+    status = "fault" if errors.explain(error) is None else "error" if errors.code(error) == 2 else "full"
+    return Outcome(number, label, status, text, seconds)
 
 
 def _outcome(number: int, label: str, result: Result, seconds: float) -> Outcome:

@@ -18,6 +18,7 @@ COMMANDS = {  # name -> what it does; the module erasebench.<name>, or erasebenc
     "export": "an erased model for other tools",
     "convert": "pickled weights into safetensors",
     "found": "the prompts an attack found, as CSV",
+    "status": "how far the workers of executor=ray are",
     "cache": "what is stored for the runs: its size, whether it is whole, what no run needs",
 }
 
@@ -41,6 +42,7 @@ Groups, group=choice; `erasebench ls methods` lists the choices of one:
   judge      what says whether a concept is in an image; a model or concept brings its own
   experiment a published protocol, whole
   adaptation what is changed for a small model; adaptation=paper: nothing
+  executor   who does the work: local (default), ray: many workers, docs/clusters.md
 Settings, key=value, of these too (method.lamb=3, prompts.n=5): erasebench --cfg job shows all.
   seed=0  results=results  data=data  name=LABEL  together=joint|sequence
 

@@ -1,0 +1,111 @@
+"""What it costs to spread a run over workers: one process, one worker, two workers, two of which one is killed.
+
+    python -m benchmarks.executor [images=192 steps=10 rounds=2]
+
+One cell of the embedded model, drawn by both models and judged; every process has one thread of torch. "whole" is the
+command from its start; "work" begins when a process has loaded torch and is given its first piece (of one process: when
+torch is loaded), so it leaves out what Ray and processes take to start, once a command. The least of so many rounds.
+Every table must be that of one process, to the byte; else this ends with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from erasebench.executors import board
+from erasebench.report.printing import as_markdown
+
+WAYS = {"one process": "", "1 worker": "1", "2 workers": "2", "2 workers, one killed": "2"}
+ONE = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+import erasebench
+begun = time.monotonic()
+if sys.argv[1]:
+    from erasebench.executors import board, cluster
+    board.EVERY = 0.05
+    give = cluster._Crew._give
+    def first(self):
+        global begun
+        if not self.working:
+            begun = time.monotonic()
+        give(self)
+        if self.working:
+            cluster._Crew._give = give
+    cluster._Crew._give = first
+erasebench.run(*sys.argv[2:])
+print(time.monotonic() - begun)
+"""
+
+
+def cell(images: int, steps: int) -> list[str]:
+    n = f"{{target:{images // 4},paraphrase:0,neighbour:{images // 4},unrelated:{images // 2},coco:0}}"
+    return ["method=uce", "evaluator=[classifier,asr]", f"prompts.n={n}", f"model.steps={steps}"]
+
+
+def kill(root: Path, killed: list[int]) -> None:
+    """SIGKILL for a worker that draws, once a quarter of the images is there."""
+    until = time.monotonic() + 600
+    while time.monotonic() < until:
+        for _, state in board.read(root):
+            busy = [w["pid"] for w in state["workers"] if w["doing"].startswith("draw")]
+            if busy and state["images"][0] > state["images"][1] / 4 > 0:
+                os.kill(busy[0], signal.SIGKILL)
+                killed.append(busy[0])
+                return
+        time.sleep(0.05)
+
+
+def timed(way: str, root: Path, given: list[str]) -> tuple[float, float, dict[str, bytes]]:
+    """Seconds of the whole command and of its work, and the tables it wrote."""
+    workers, killed = WAYS[way], list[int]()
+    more = ["executor=ray", f"executor.workers={workers}"] if workers else []
+    thread = threading.Thread(target=kill, args=(root, killed))
+    if "killed" in way:
+        thread.start()
+    started = time.monotonic()
+    command = [sys.executable, "-c", ONE, workers, *given, *more, f"results={root}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    whole = time.monotonic() - started
+    if "killed" in way:
+        thread.join()
+    if done.returncode or ("killed" in way) != bool(killed):
+        raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
+    tables = {p.name: p.read_bytes() for p in sorted((root / "runs").rglob("*")) if p.suffix in (".parquet", ".csv")}
+    return whole, float(done.stdout.split()[-1]), tables
+
+
+def main() -> int:
+    given = {"images": 192, "steps": 10, "rounds": 2}
+    given |= {name: int(n) for name, n in (argument.split("=") for argument in sys.argv[1:])}
+    overrides = cell(given["images"], given["steps"])
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    tables: list[dict[str, bytes]] = []
+    for _ in range(given["rounds"]):
+        for way in WAYS:
+            with tempfile.TemporaryDirectory(prefix="executor-") as folder:
+                whole, work, written = timed(way, Path(folder), overrides)
+            found[way].append((whole, work))
+            tables.append(written)
+            print(f"{way}: {whole:.1f} s, work {work:.1f} s", file=sys.stderr)
+    same = all(written and written == tables[0] for written in tables)
+    lines = [["way", "whole, s", "work, s", "of one process's work"]]
+    alone = min(work for _, work in found["one process"])
+    for way, times in found.items():
+        whole, work = min(t[0] for t in times), min(t[1] for t in times)
+        lines.append([way, f"{whole:.1f}", f"{work:.1f}", f"{100 * work / alone:.0f} %"])
+    print(as_markdown(lines))
+    print(f"tables {'the same' if same else 'DIFFER'} in {len(tables)} runs")
+    return not same
+
+
+if __name__ == "__main__":
+    sys.exit(main())
