@@ -164,7 +164,6 @@ def test_the_script_makes_a_cluster_of_an_allocation_and_leaves_nothing(tmp_path
     stubs.mkdir()
     stub(stubs, "scontrol", "echo here")
     stub(stubs, "srun", 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"')
-    stub(stubs, "hostname", "echo 127.0.0.1 10.9.9.9")
     allocation = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "2"}
     own = {"ERASEBENCH_PYTHON": sys.executable, "ERASEBENCH_PORT": str(port), "PATH": f"{stubs}:{os.environ['PATH']}"}
     script = str(Path(board.__file__).with_name("slurm.sh"))

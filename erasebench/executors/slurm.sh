@@ -18,6 +18,10 @@ cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
 gpus=${gpus##*:} # a100:4 is 4
 export RAY_USAGE_STATS_ENABLED=0
+export RAY_AUTH_MODE=token # a word of this job alone, without which nobody talks to its cluster
+RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$("$python" -c 'import secrets; print(secrets.token_hex(32))')}
+export RAY_AUTH_TOKEN
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nobody waits for a drained node here
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 started=()
@@ -32,21 +36,17 @@ finish() {
 trap finish EXIT
 trap '[[ -n $main ]] && kill -TERM "$main" 2>/dev/null' TERM INT
 
-on() { # on NODE COMMAND...: one task there, beside whatever else the allocation runs
-    local node=$1
-    shift
-    srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$cores" --nodelist="$node" "$@"
-}
+task=(srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$cores") # one task, beside whatever else the allocation runs
 
-ray_on() { # ray_on NODE OPTIONS...: that node's part of the cluster, until it is killed
+ray_on() { # ray_on NODE OPTIONS...: that node's part of the cluster, until its srun is killed
     local node=$1
     shift
-    on "$node" "$python" -m ray.scripts.scripts start "$@" --num-cpus="$cores" --num-gpus="$gpus" \
-        --disable-usage-stats --block &
+    "${task[@]}" --nodelist="$node" "$python" -m ray.scripts.scripts start "$@" --num-cpus="$cores" --num-gpus="$gpus" \
+        --disable-usage-stats --block >&2 &
     started+=("$!")
 }
 
-ip=$(on "${nodes[0]}" hostname -I | awk '{print $1}')
+ip=$("${task[@]}" --nodelist="${nodes[0]}" hostname -I | awk '{print $1}')
 ray_on "${nodes[0]}" --head --node-ip-address="$ip" --port="$port" --include-dashboard=false
 for node in "${nodes[@]:1}"; do
     ray_on "$node" --address="$ip:$port"
