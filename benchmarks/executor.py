@@ -1,10 +1,12 @@
 """What it costs to spread a run over workers: one process, one worker, two workers, two of which one is killed.
 
-    python -m benchmarks.executor [images=192 steps=10 rounds=2]
+    python -m benchmarks.executor [images=128 steps=10 rounds=2]
 
 One cell of the embedded model, drawn by both models and judged; every process has one thread of torch. "whole" is the
 command from its start; "work" begins when a process has loaded torch and is given its first piece (of one process: when
-torch is loaded), so it leaves out what Ray and processes take to start, once a command. The least of so many rounds.
+torch is loaded), so it leaves out what Ray and processes take to start, once a command. "CPU" is what the command's
+process and its workers compute for within that time (Linux), without a killed one; on a machine that others use it is
+the number to read. The least of so many rounds.
 Every table must be that of one process, to the byte; else this ends with 1.
 """
 
@@ -24,25 +26,36 @@ from erasebench.report.printing import as_markdown
 
 WAYS = {"one process": "", "1 worker": "1", "2 workers": "2", "2 workers, one killed": "2"}
 ONE = """
-import sys, time
+import os, sys, time
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import erasebench
-begun = time.monotonic()
+begun, mine = time.monotonic(), time.process_time()
+before, after = {}, {}
+
+def cpu(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 if sys.argv[1]:
     from erasebench.executors import board, cluster
     board.EVERY = 0.05
-    give = cluster._Crew._give
-    def first(self):
-        global begun
-        if not self.working:
-            begun = time.monotonic()
+    give, tell = cluster._Crew._give, board.Board.tell
+    def begin(self):
+        global begun, mine
+        if not before and self.idle:
+            begun, mine = time.monotonic(), time.process_time()
+        for member in self.idle:
+            before.setdefault(member.about["pid"], cpu(member.about["pid"]))
         give(self)
-        if self.working:
-            cluster._Crew._give = give
-    cluster._Crew._give = first
+    def end(self, state, now=False):
+        if now:
+            after.update({w["pid"]: cpu(w["pid"]) for w in state["workers"]})
+        tell(self, state, now)
+    cluster._Crew._give, board.Board.tell = begin, end
 erasebench.run(*sys.argv[2:])
-print(time.monotonic() - begun)
+print(time.monotonic() - begun, time.process_time() - mine + sum(after[pid] - before[pid] for pid in after))
 """
 
 
@@ -64,8 +77,8 @@ def kill(root: Path, killed: list[int]) -> None:
         time.sleep(0.05)
 
 
-def timed(way: str, root: Path, given: list[str]) -> tuple[float, float, dict[str, bytes]]:
-    """Seconds of the whole command and of its work, and the tables it wrote."""
+def timed(way: str, root: Path, given: list[str]) -> tuple[float, float, float, dict[str, bytes]]:
+    """Seconds of the whole command, of its work and of its work's CPU, and the tables it wrote."""
     workers, killed = WAYS[way], list[int]()
     more = ["executor=ray", f"executor.workers={workers}"] if workers else []
     thread = threading.Thread(target=kill, args=(root, killed))
@@ -80,28 +93,29 @@ def timed(way: str, root: Path, given: list[str]) -> tuple[float, float, dict[st
     if done.returncode or ("killed" in way) != bool(killed):
         raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
     tables = {p.name: p.read_bytes() for p in sorted((root / "runs").rglob("*")) if p.suffix in (".parquet", ".csv")}
-    return whole, float(done.stdout.split()[-1]), tables
+    work, cpu = map(float, done.stdout.split()[-2:])
+    return whole, work, cpu, tables
 
 
 def main() -> int:
-    given = {"images": 192, "steps": 10, "rounds": 2}
+    given = {"images": 128, "steps": 10, "rounds": 2}
     given |= {name: int(n) for name, n in (argument.split("=") for argument in sys.argv[1:])}
     overrides = cell(given["images"], given["steps"])
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
     tables: list[dict[str, bytes]] = []
     for _ in range(given["rounds"]):
         for way in WAYS:
             with tempfile.TemporaryDirectory(prefix="executor-") as folder:
-                whole, work, written = timed(way, Path(folder), overrides)
-            found[way].append((whole, work))
+                *seconds, written = timed(way, Path(folder), overrides)
+            found[way].append(tuple(seconds))
             tables.append(written)
-            print(f"{way}: {whole:.1f} s, work {work:.1f} s", file=sys.stderr)
+            print(way, *(f"{n:.1f} s" for n in seconds), file=sys.stderr)
     same = all(written and written == tables[0] for written in tables)
-    lines = [["way", "whole, s", "work, s", "of one process's work"]]
-    alone = min(work for _, work in found["one process"])
-    for way, times in found.items():
-        whole, work = min(t[0] for t in times), min(t[1] for t in times)
-        lines.append([way, f"{whole:.1f}", f"{work:.1f}", f"{100 * work / alone:.0f} %"])
+    lines = [["way", "whole, s", "work, s", "of one process's", "CPU, s", "of one process's"]]
+    least = {way: [min(column) for column in zip(*times, strict=True)] for way, times in found.items()}
+    for way, (whole, work, cpu) in least.items():
+        shares = [f"{100 * n / one:.0f} %" for n, one in zip((work, cpu), least["one process"][1:], strict=True)]
+        lines.append([way, f"{whole:.1f}", f"{work:.1f}", shares[0], f"{cpu:.1f}", shares[1]])
     print(as_markdown(lines))
     print(f"tables {'the same' if same else 'DIFFER'} in {len(tables)} runs")
     return not same

@@ -18,6 +18,7 @@ from erasebench.command.launch import launch
 from erasebench.executors import board
 from erasebench.store.claims import runs
 from tests.small import SMALL, small_run
+from tests.test_protocols import sets
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.slow
@@ -152,6 +153,26 @@ def test_a_killed_command_leaves_no_worker_and_goes_on_from_the_store(tmp_path, 
     assert again.returncode == 0, again.stderr
     assert tables(tmp_path) == alone
     assert not list(board.folder(tmp_path).iterdir())
+
+
+def test_a_published_protocol_on_a_stable_diffusion_pipeline(tmp_path, here, tiny_pipe, monkeypatch):
+    """RECE's nudity experiment, harmless prompts, tiny random weights of the architecture; killed at work, too."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # the judges' weights are asked for by no evaluator here
+    monkeypatch.setattr(board, "EVERY", 0.05)
+    tiny_pipe.save_pretrained(tmp_path / "pipe")
+    files = sets(tmp_path)
+    given = [
+        "experiment=rece_nudity", f"model.path={tmp_path / 'pipe'}", f"prompts.path={files['target']}", "model.steps=2",
+        "prompts.sha256=null", f"kept.path={files['coco']}", "kept.sha256=null", "model.device=cpu", "clip=emoji",
+        "features=emoji", "model.batch_size=1",
+    ]  # fmt: skip
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one_at_work, args=(tmp_path / "many", killed))
+    killer.start()
+    assert launch([*given, "executor=ray", "executor.workers=2", f"results={tmp_path / 'many'}"]) == 0
+    killer.join()
+    assert launch([*given, f"results={tmp_path / 'one'}"]) == 0
+    assert tables(tmp_path / "many") == tables(tmp_path / "one") != {}
 
 
 def stub(folder: Path, name: str, text: str) -> None:
