@@ -115,3 +115,19 @@ def filled(pipe: Pipeline, texts: Sequence[str], templates: Sequence[str]) -> Fi
                 f"template must set its '{{}}' apart by spaces; got {text!r}, where tokens merge across it"
             )
     return Filled(full, first, end)
+
+
+def sentence_rows(pipe: Pipeline, texts: Sequence[str], templates: Sequence[str], pads: int) -> tuple[Tensor, Tensor]:
+    """Rows [n, d] float64 of every text in every template, and the index [n] of the text each row belongs to.
+
+    Of a sentence: from the last subject token to the end of text plus ``pads`` rows of padding.
+    """
+    found = filled(pipe, texts, templates)
+    rows, owner = list[Tensor](), list[int]()
+    for start in range(0, len(found.texts), BATCH):
+        part = slice(start, start + BATCH)
+        states = encoded(pipe, found.texts[part], max(found.end[part]) + pads + 1)
+        for i, (text, first, end) in enumerate(zip(states, found.first[part], found.end[part], strict=True)):
+            rows.append(text[first : end + pads + 1])
+            owner += [(start + i) // len(templates)] * len(rows[-1])
+    return torch.cat(rows), torch.tensor(owner)

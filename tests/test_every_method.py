@@ -31,6 +31,7 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "all_but_one": CROSS, "kpop": CROSS, "degeneration_tuning": r"^unet\.", "duge": CROSS,
     "modular_lora": r"\.attn2\.to_.*weight$",
     "speed": r"\.attn2\.to_v\.weight$",
+    "leace": r"\.attn2\.(to_[kv]\.weight|to_out\.0\.bias)$",
 }  # fmt: skip
 PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
 QUICK = {"iterations": 1, "steps": 5, "batch_size": 1, "lr": 1e-3, "pool": ("sun", "kitty", "tree"), "centres": 2,
