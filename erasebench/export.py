@@ -98,7 +98,7 @@ def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
     if (folder / erasures.RECORD).is_file() and (guide := erasures.read(folder).get("guide")):
         raise ValueError(
             f"run must have changed weights; {record['identity']['names']['method']} erases while drawing "
-            f"({guide['_target_']}); use its own settings in the other tool"
+            f"({guide['_target_']}); use its own settings in the other tool, or export the run of the edit below it"
         )
     model = record["config"]["model"]
     if model_hash(model, root / "cache" / "fingerprints.json") != record["model_hash"]:

@@ -36,6 +36,8 @@ def _compose(overrides: tuple[str, ...], folders: tuple[str, ...]) -> DictConfig
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    import erasebench.composed_configs  # noqa: F401  registers what method=a+b chooses
+
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=True)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from erasebench import fields, labels, several
+from erasebench.composition import BETWEEN
 
 FREE = {
     "model": ("batch_size", "device", "channels_last"),
@@ -99,10 +100,13 @@ def _literal(config: Mapping[str, Any], adaptation: str, word: str, *groups: str
 def has_adaptation(group: str, name: str, adaptation: str) -> bool:
     """Whether a model's adaptation has its own ``recipe``, ``strength`` or ``budget`` of a method or attack.
 
-    >>> has_adaptation("recipe", "uce", "emoji"), has_adaptation("recipe", "uce", "sd14")
-    (True, False)
+    Of composed methods, of any of them.
+
+    >>> [has_adaptation("recipe", *names) for names in (("uce", "emoji"), ("uce", "sd14"), ("none+uce", "emoji"))]
+    [True, False, True]
     """
-    return any((folder / group / f"{name}_{adaptation}.yaml").is_file() for folder in several.config_folders())
+    files = [f"{group}/{part}_{adaptation}.yaml" for part in name.split(BETWEEN)]
+    return any((folder / file).is_file() for folder in several.config_folders() for file in files)
 
 
 def origin_name(run: str, model: str) -> str:

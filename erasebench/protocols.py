@@ -75,11 +75,13 @@ class Method(Protocol):
     """An erasure method: returns a pipeline without the concept and leaves ``pipe`` itself untouched.
 
     ``together`` says how it erases several concepts: in one edit of a joint concept (``joint``), one after another
-    (``sequence``), or both.
+    (``sequence``), or both. ``guard`` says that it works while drawing and leaves all weights as they are; where
+    methods are composed (``method=uce+sld_max``) such a one comes last.
     """
 
     together: ClassVar[tuple[str, ...]] = ("sequence",)
     denoisers: ClassVar[tuple[str, ...]] = ("unet",)  # what it can work on: unet, transformer
+    guard: ClassVar[bool] = False
 
     def check(self, concept: Concept, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise a one-line ValueError for what cannot work, before any weight is loaded; nothing by default.

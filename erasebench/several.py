@@ -68,9 +68,9 @@ def check_method(label: str, method: Any, config: Mapping[str, Any]) -> None:
     """A method that does not define this way of erasing several concepts is refused, with the way it does define."""
     able = getattr(method, "together", ("sequence",))
     if config["also"] and config["together"] not in able:
+        advice = f"use together={able[0]}" if able else "erase one concept a run"
         raise ValueError(
-            f"method {label} must define how it erases several concepts by {config['together']}; it does not; "
-            f"use together={able[0]}"
+            f"method {label} must define how it erases several concepts by {config['together']}; it does not; {advice}"
         )
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from erasebench import diffusion, loaded, progress, store
 from erasebench.cell import VERSION, Cell, drawing, image_set, without_devices
+from erasebench.composition import stages as methods_of
 from erasebench.devices import check_device
 from erasebench.diffusion import erasures
 from erasebench.diffusion.counting import counting
@@ -73,7 +74,8 @@ def check_family(pipe: Pipeline, method: Method, attack: Attack, names: Mapping[
 def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> tuple[Pipeline, str]:
     """The erased model, always rebuilt from what was stored of it, and the key of all that its images depend on.
 
-    Concepts that are erased in sequence are a step each, so a sequence shares its beginning with shorter ones.
+    Concepts that are erased in sequence are a step each, so a sequence shares its beginning with shorter ones; so are
+    methods that are composed. What the steps cost is added up.
     """
     stages: list[tuple[Concept, Any]] = [(concept, cell.concepts[0])]
     if concept.parts:
@@ -83,8 +85,9 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
     erased, key = original, cell.model_hash
     with cell.measured("erase") as record:
         record |= {"cached": True, "bytes": 0, "intact": True}
-        for part, node in stages:
-            erased, key = _erase(cell, method, (erased, key), part, node, record, cell.config["method"])
+        for one, settings in methods_of(method, cell.config["method"]):
+            for part, node in stages:
+                erased, key = _erase(cell, one, (erased, key), part, node, record, settings)
         record["changed_tensors"] = len(diffusion.changed_tensors(erased, original))
         record["guided"] = getattr(erased, "guide", None) is not None
     return erased, key
@@ -124,9 +127,15 @@ def _erase(
     erased = erasures.load(folder, model)
     how = erasures.read(folder)
     record["intact"] &= how.get("intact", True)  # not said by older ones
-    record |= {"key": key, "cost": how["cost"]}  # of the run that made it, since its last restart
+    record |= {"key": key, "cost": _added(record.get("cost", {}), how["cost"])}  # as made, since its last restart
     record["bytes"] += sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return erased, model_key if erased is model else key
+
+
+def _added(before: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What two steps cost together: the sum of all but the memory, of which it is the larger."""
+    both = {name: round(before.get(name, 0) + value, 3) for name, value in cost.items()}
+    return both | {"peak_rss_mb": max(before.get("peak_rss_mb", 0), cost.get("peak_rss_mb", 0))}
 
 
 def beside(

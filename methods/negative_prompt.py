@@ -60,6 +60,7 @@ class NegativePrompt(Method):
     prefix: str = ""
 
     together = ("joint",)
+    guard = True
 
     def __post_init__(self) -> None:
         fields.text("prefix", self.prefix, hint="write method.prefix= for none")

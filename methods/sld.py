@@ -111,6 +111,7 @@ class SLD(Method):
     momentum_beta: float = 0.4
 
     together = ("joint",)
+    guard = True
 
     def __post_init__(self) -> None:
         fields.choice("safety", self.safety, ("concept", "unsafe"))

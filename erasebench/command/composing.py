@@ -25,6 +25,8 @@ def session(folders: Sequence[Path] = ()) -> Iterator[None]:
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
 
+    import erasebench.composed_configs  # noqa: F401  registers what method=a+b chooses
+
     *further, own = folders or (conf_folder(),)
     version.setbase("1.3")
     instance = GlobalHydra.instance()

@@ -20,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from erasebench import composed_configs as composed_configs  # registers what method=a+b chooses
 from erasebench import conf_folder, costs, preflight, progress
 from erasebench.command import dry, errors, spread
 from erasebench.command import sweep as sweeps
@@ -27,6 +28,7 @@ from erasebench.command.choices import hint
 from erasebench.command.composing import as_job, composed, session
 from erasebench.command.sweep import Outcome, Sweep
 from erasebench.command.typed import Typed
+from erasebench.composition import joined
 from erasebench.one_run import Result, run
 from erasebench.report import display
 
@@ -102,7 +104,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.__class__ = _Parser
     parser.add_argument("--dry-run", action="store_true")
-    return parser.parse_intermixed_args([*arguments])
+    given = parser.parse_intermixed_args([*arguments])
+    given.overrides = [joined(override) for override in given.overrides]
+    return given
 
 
 def arguments_of(given: argparse.Namespace, *more: str) -> list[str]:

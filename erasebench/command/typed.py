@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from erasebench import conf_folder
 from erasebench.command.choices import groups, hint, listed, nearest, stems
+from erasebench.composition import BETWEEN, joined
 
 FREE_GROUPS = ("texts", "evaluator")  # whose keys are names that a user chooses
 
@@ -30,6 +31,9 @@ class Typed:
     overrides: tuple[str, ...]
     folders: tuple[Path, ...] = ()
     name: str = "config"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overrides", tuple(joined(override) for override in self.overrides))
 
     @cached_property
     def places(self) -> tuple[Path, ...]:
@@ -126,11 +130,15 @@ class Typed:
             return
         known = stems(self.places, group)
         for value in _values(override):
-            if value is not None and value not in known and not value.startswith("${"):
-                raise ValueError(
-                    f"{group} - must be one of {listed(known, group.split('/')[0] + 's')}; got {value!r}; "
-                    f"{hint(value, known)}"
-                )
+            words = value.split(BETWEEN) if value and group == "method" and value not in known else [value]
+            if len(set(words)) < len(words):
+                raise ValueError(f"{group} - must name each method once; got {value!r}; leave the repeated one out")
+            for word in words:
+                if word is not None and word not in known and not word.startswith("${"):
+                    raise ValueError(
+                        f"{group} - must be one of {listed(known, group.split('/')[0] + 's')}; got {word!r}; "
+                        f"{hint(word, known)}"
+                    )
 
     def check_composed(self, cfg: DictConfig) -> None:
         """Refuse what a ``+`` or a yaml added to a composed config that nothing reads.
