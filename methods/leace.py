@@ -34,9 +34,10 @@ class LEACE(Method):
 
     **Folded into the weights.** With M = I - P and b = P mu, r(x) = M x + b. Keys W_k r(x) are W_k M x + W_k b; the
     last term adds q . W_k b to the score of every token alike, which the softmax over tokens cancels. Values are
-    W_v M x + W_v b; attention weights sum to one, so every query's output gains W_v b, and the layer's output W_o W_v b. Hence
-    to_k <- to_k M, to_v <- to_v M, to_out.bias <- to_out.bias + W_o W_v b give exactly the images of the original model
-    reading r(x), in both branches of guidance, for texts and for embeddings that an attack hands over.
+    W_v M x + W_v b; attention weights sum to one, so every query's output gains W_v b, and the layer's output
+    W_o W_v b. Hence to_k <- to_k M, to_v <- to_v M, to_out.bias <- to_out.bias + W_o W_v b give exactly the images of
+    the original model reading r(x), in both branches of guidance, for texts and for embeddings that an attack hands
+    over.
 
     Deviations: the paper scrubs a language model's hidden states, at one or at all layers; here it is the text
     encoder's output. Ours: the rows are those of the concept's phrases and of ``others`` in every template, from the

@@ -28,10 +28,14 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "ca": KEYS_AND_VALUES, "age_object": CROSS, "age_nudity": BUT_CROSS_AND_OUTER, "advanchor": CROSS,
     "salun_": r"^unet\.", "fmn": r"^unet\.", "crce": KEYS_AND_VALUES,
     "doco_": KEYS_AND_VALUES, "advunlearn": r"^text_encoder\.",
-    "all_but_one": CROSS, "kpop": CROSS, "degeneration_tuning": r"^unet\.", "duge": CROSS,
+    "all_but_one": CROSS,
+    "kpop": CROSS,
+    "degeneration_tuning": r"^unet\.",
+    "duge": CROSS,
     "modular_lora": r"\.attn2\.to_.*weight$",
     "speed": r"\.attn2\.to_v\.weight$",
     "leace": r"\.attn2\.(to_[kv]\.weight|to_out\.0\.bias)$",
+    "trce_": KEYS_AND_VALUES,
 }  # fmt: skip
 PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
 QUICK = {"iterations": 1, "steps": 5, "batch_size": 1, "lr": 1e-3, "pool": ("sun", "kitty", "tree"), "centres": 2,
