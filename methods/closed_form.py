@@ -18,7 +18,7 @@ TF32 (a global switch of torch) it destroys them. Float64 on the CPU knows no su
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -144,6 +144,41 @@ def derive(square: Tensor, cross: Tensor, *, regular_scale: float, regulariser: 
     """
     ridge = regular_scale * _identity(square)
     return _solve(ridge + square, cross + ridge if regulariser == "standard" else cross)
+
+
+def fused(
+    changes: Sequence[Mapping[str, Tensor]],
+    squares: Sequence[Tensor],
+    kept: Tensor,
+    *,
+    lamb: float,
+    preserve_scale: float,
+) -> dict[str, Tensor]:
+    r"""One change X_l of each layer that does on every concept's rows what its own change does there,
+
+    .. math:: \min_X \sum_i \sum_{e \in E_i} \|X e - \Delta_i e\|^2 + q \sum_j \|X p_j\|^2 + \lambda \|X\|_F^2,
+              \qquad X = \Big(\sum_i \Delta_i S_i\Big) \Big(\sum_i S_i + q P^T P + \lambda I\Big)^{-1} .
+
+    MACE's fusion, Lu et al. 2024, arXiv:2403.06135. All layers are solved at once.
+
+    Args:
+        changes: for each concept i, layer -> Delta_i [o, d] float64.
+        squares: S_i, the Gram matrices [d, d] of the concepts' rows E_i.
+        kept: P^T P [d, d].
+        lamb: >= 0; preserve_scale: q >= 0.
+
+    Raises:
+        ArithmeticError: the system is singular or its solution is not finite.
+
+    >>> one, few = torch.ones(1, 2, dtype=torch.float64), torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    >>> fused([{"a": one}], [few], 0 * few, lamb=1e-9, preserve_scale=1.0)["a"].round(decimals=6).tolist()
+    [[1.0, 0.0]]
+    """
+    names = list(changes[0])
+    wanted = torch.cat([sum((c[n] @ s for c, s in zip(changes, squares, strict=True)), torch.zeros(())) for n in names])
+    system = sum(squares, lamb * _identity(kept) + preserve_scale * kept)
+    sizes = [len(changes[0][name]) for name in names]
+    return dict(zip(names, _solve(system, wanted.T).T.split(sizes), strict=True))
 
 
 def _system(pairs: Sequence[Pair], kept: Tensor, lamb: float, erase_scale: float, preserve_scale: float) -> Tensor:

@@ -36,10 +36,22 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "speed": r"\.attn2\.to_v\.weight$",
     "leace": r"\.attn2\.(to_[kv]\.weight|to_out\.0\.bias)$",
     "trce_": KEYS_AND_VALUES,
+    "mace_": KEYS_AND_VALUES,
 }  # fmt: skip
 PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
-QUICK = {"iterations": 1, "steps": 5, "batch_size": 1, "lr": 1e-3, "pool": ("sun", "kitty", "tree"), "centres": 2,
-         "images": 2, "attack_steps": 1, "inner_steps": 1, "tuning_iterations": 1}  # fmt: skip
+QUICK = {
+    "iterations": 1,
+    "steps": 5,
+    "batch_size": 1,
+    "lr": 1e-3,
+    "pool": ("sun", "kitty", "tree"),
+    "centres": 2,
+    "images": 2,
+    "attack_steps": 1,
+    "inner_steps": 1,
+    "tuning_iterations": 1,
+    "pads": 0,
+}  # fmt: skip
 
 
 def made(name):
