@@ -37,6 +37,7 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "leace": r"\.attn2\.(to_[kv]\.weight|to_out\.0\.bias)$",
     "trce_": KEYS_AND_VALUES,
     "mace_": KEYS_AND_VALUES,
+    "sepme": KEYS_AND_VALUES,
 }  # fmt: skip
 PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
 QUICK = {
