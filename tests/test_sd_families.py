@@ -25,6 +25,10 @@ from erasebench import diffusion
 from erasebench.report.runs import find_run
 from erasebench.types import Concept, Prompt
 from methods.esd import ESD
+from methods.leace import LEACE
+from methods.mace import MACE
+from methods.sepme import SepME
+from methods.trce import FirstEnd
 from methods.uce import UCE
 from tests.test_sd14_shape import clip_tokenizer
 
@@ -110,7 +114,14 @@ def test_closed_form_edits_and_training(folders, family, width, size):
     assert changed and all("attn2.to_" in name for name in changed)
     again = diffusion.apply_tensors(pipe, changed)
     assert diffusion.fingerprint(again) == diffusion.fingerprint(edited)
+    for method in (LEACE(templates=("a photo of {}",)), UCE(pooling=FirstEnd(templates=("a {}",)), anchor=None)):
+        moved = diffusion.changed_tensors(method.erase(pipe, CHURCH), pipe)
+        assert set(moved) >= set(changed) and all(torch.isfinite(tensor).all() for tensor in moved.values())
     pipe.unet.register_to_config(sample_size=8)  # a training draws at the model's own size, too large for a test
+    few = {"iterations": 1, "steps": 2, "images": 1, "autocast": False, "templates": ("a {}",)}
+    for method in (MACE(**few), SepME(**few, others=("tree",))):
+        moved = diffusion.changed_tensors(method.erase(pipe, CHURCH), pipe)
+        assert set(moved) == set(changed) and all(torch.isfinite(tensor).all() for tensor in moved.values())
     trained = ESD(iterations=1, steps=2, autocast=False, layers="xattn").erase(pipe, CHURCH)
     moved = diffusion.changed_tensors(trained, pipe)
     assert moved and all(torch.isfinite(tensor).all() for tensor in moved.values())
