@@ -39,7 +39,7 @@ def refused(capsys, *arguments: str) -> str:
         ("evaluator=[clasifier,fid]", "did you mean classifier?"),
         ("attack/vectr=csv", "did you mean attack/vector?"),
         ("+experiment=rece_nudity_sd14", "write experiment=CHOICE"),
-        ("method=[uce,rece]", "must be one choice"),
+        ("attack=[none,ringabell]", "must be one choice"),
         ("~method", "a run needs it"),
         ("ringabell", "did you mean attack=ringabell?"),
         ("concept=(cat", "Hydra can read"),
