@@ -5,7 +5,8 @@ Implementations subclass a protocol and are frozen dataclasses whose fields are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from erasebench.store.images import ImageSet
@@ -136,6 +137,19 @@ class Guide(Protocol):
             state: what the guide keeps from step to step; empty at the first step of a batch.
         """
         ...
+
+    def drawing(
+        self, pipe: Pipeline, prompts: Sequence[Prompt], states: torch.Tensor
+    ) -> AbstractContextManager[Callable[[int], torch.Tensor]]:
+        """A block in which one batch is drawn; it gives the text states of a step, the prompts' own by default.
+
+        Args:
+            pipe: what draws; whatever the block sets on it, it takes away again.
+            prompts: of the batch.
+            states: [branches * batch, tokens, width], as they are laid out in the UNet's batch: the empty text unless
+                no guidance is asked for, the prompts, and one branch per text of ``extra`` where one is needed.
+        """
+        return nullcontext(lambda step: states)
 
 
 class Attack(Protocol):

@@ -38,6 +38,7 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "trce_": KEYS_AND_VALUES,
     "mace_": KEYS_AND_VALUES,
     "sepme": KEYS_AND_VALUES,
+    "safree": "",
 }  # fmt: skip
 PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
 QUICK = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -126,15 +126,15 @@ def _sample(
 
     start = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     x = torch.stack(start).to(device, dtype) * scheduler.init_noise_sigma  # [b, c, h, w]
-    with projected_once(pipe.unet):
+    drawing = guide.drawing(pipe, prompts, states) if guide else nullcontext(lambda step: states)
+    with drawing as states_at, projected_once(pipe.unet):
         for i, t in enumerate(scheduler.timesteps):
             branches = 1 + guided + len(extra) * asks[i]
             rows = branches * len(prompts)
             several = scheduler.scale_model_input(torch.cat([x] * branches) if guided else x, t)
             added = {k: v[:rows] for k, v in conditions.items()} if conditions else None
-            e = pipe.unet(several, t, encoder_hidden_states=states[:rows], added_cond_kwargs=added, return_dict=False)[
-                0
-            ]
+            asked = states_at(i)[:rows]
+            e = pipe.unet(several, t, encoder_hidden_states=asked, added_cond_kwargs=added, return_dict=False)[0]
             if guide is not None and asks[i]:
                 a = level(scheduler, i) if velocity else None
                 e = e if a is None else noise_from(e, several, a)  # guides are defined for the noise
@@ -186,13 +186,16 @@ class _ProjectedOnce:
 
     def __init__(self) -> None:
         self.kv: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.of: torch.Tensor | None = None  # the texts they are of; a guide may change them from step to step
 
     def __call__(self, attn: Any, x: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         def split(y: torch.Tensor) -> torch.Tensor:
             return y.view(len(y), y.shape[1], attn.heads, -1).transpose(1, 2)  # [b, heads, n, d]
 
-        if self.kv is None or len(self.kv[0]) < len(x):  # a guide may ask for its branches at later steps only
-            c = encoder_hidden_states
+        c = encoder_hidden_states
+        same = self.of is not None and self.of.data_ptr() == c.data_ptr()
+        if self.kv is None or not same or len(self.kv[0]) < len(x):  # a guide may ask for its branches later only
+            self.of = c  # kept, so that no other texts get its place in memory
             self.kv = split(attn.to_k(c)).contiguous(), split(attn.to_v(c)).contiguous()
         y = F.scaled_dot_product_attention(split(attn.to_q(x)), *(y[: len(x)] for y in self.kv))
         return attn.to_out[0](y.transpose(1, 2).reshape(len(x), x.shape[1], -1))
@@ -200,7 +203,7 @@ class _ProjectedOnce:
 
 @contextmanager
 def projected_once(unet: Any) -> Iterator[None]:
-    """Within the block, keep the cross-attention's keys and values of the first call; leave anything unusual alone.
+    """Within the block, keep the cross-attention's keys and values of the last texts; leave anything unusual alone.
 
     For one batch of texts, and weights that do not change, over many steps.
     """
