@@ -39,8 +39,9 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "mace_": KEYS_AND_VALUES,
     "sepme": KEYS_AND_VALUES,
     "safree": "",
+    "conceptprune": r"\.ff\.net\.2\.weight$",
 }  # fmt: skip
-PARTLY = ("salun_", "fmn")  # which of them is decided by gradients: tests of their own
+PARTLY = ("salun_", "fmn", "conceptprune")  # which of them is decided by gradients: tests of their own
 QUICK = {
     "iterations": 1,
     "steps": 5,
