@@ -100,6 +100,11 @@ def load(record: Mapping[str, Any], root: Path) -> tuple[Pipeline, Pipeline]:
             f"run must have changed weights; {record['identity']['names']['method']} erases while drawing "
             f"({guide['_target_']}); use its own settings in the other tool, or export the run of the edit below it"
         )
+    if (folder / erasures.ADAPTERS).is_file():
+        raise ValueError(
+            f"run must have changed weights; {record['identity']['names']['method']} erases by adapters beside them; "
+            f"their tensors are in {folder / erasures.ADAPTERS}, and what they are in {erasures.RECORD} there"
+        )
     model = record["config"]["model"]
     if model_hash(model, root / "cache" / "fingerprints.json") != record["model_hash"]:
         raise ValueError(f"model {model['path'] or model['name']} must be as it was; it has changed; run again")

@@ -152,6 +152,18 @@ class Guide(Protocol):
         return nullcontext(lambda step: states)
 
 
+class Adapter(Protocol):
+    """An erasure beside the weights: small networks on a UNet's layers (:mod:`erasebench.diffusion.adapters`).
+
+    A frozen dataclass whose fields are JSON values, so that it is stored by its class and its fields; its tensors
+    are stored apart.
+    """
+
+    def beside(self, layer: torch.nn.Module) -> torch.nn.Module:
+        """A new module for a layer, called as ``module(layer, inputs, output)``: what stands in the output's place."""
+        ...
+
+
 class Attack(Protocol):
     """A red-team attack: turns prompts of the erased concept into adversarial ones (group ``attack``).
 

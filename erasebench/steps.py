@@ -90,6 +90,7 @@ def erase(cell: Cell, method: Method, original: Pipeline, concept: Concept) -> t
                 erased, key = _erase(cell, one, (erased, key), part, node, record, settings)
         record["changed_tensors"] = len(diffusion.changed_tensors(erased, original))
         record["guided"] = getattr(erased, "guide", None) is not None
+        record["adapters"] = len(getattr(erased, "adapters", ()))
     return erased, key
 
 

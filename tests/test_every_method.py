@@ -40,6 +40,7 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "sepme": KEYS_AND_VALUES,
     "safree": "",
     "conceptprune": r"\.ff\.net\.2\.weight$",
+    "receler": "",
 }  # fmt: skip
 PARTLY = ("salun_", "fmn", "conceptprune")  # which of them is decided by gradients: tests of their own
 QUICK = {

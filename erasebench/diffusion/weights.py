@@ -34,6 +34,7 @@ def fork(pipe: Pipeline) -> Pipeline:
             id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in part.parameters()
         }
         memo |= {id(b): b.detach() for b in part.buffers()}
+        memo |= {id(p): nn.Parameter(p.detach(), p.requires_grad) for hook in _beside(part) for p in hook.parameters()}
         setattr(new, name, copy.deepcopy(part, memo))
     new.scheduler = copy.deepcopy(pipe.scheduler)
     return new
@@ -106,8 +107,8 @@ def fingerprint(pipe: Pipeline, beside: Pipeline | None = None) -> str:
     digest = hashlib.sha256()
     for name, part in sorted(_modules(pipe).items()):
         digest.update(_line(name, type(part).__name__, _config(part), _hooked(part)))
-        shared = getattr(beside, name).state_dict() if beside is not None else {}
-        for key, tensor in sorted(part.state_dict().items()):
+        shared = _tensors(getattr(beside, name)) if beside is not None else {}
+        for key, tensor in sorted(_tensors(part).items()):
             digest.update(_line(key, str(tensor.dtype), list(tensor.shape)))
             if key in shared and tensor.data_ptr() == shared[key].data_ptr() and tensor.shape == shared[key].shape:
                 continue
@@ -182,6 +183,18 @@ def _hooked(part: nn.Module) -> list[str]:
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if not str(getattr(getattr(hook, "func", hook), "__module__", "")).startswith("transformers.")
     ]
+
+
+def _beside(part: nn.Module) -> list[nn.Module]:
+    """Hooks that are modules with weights of their own: adapters."""
+    return [h for m in part.modules() for h in m._forward_hooks.values() if isinstance(h, nn.Module)]
+
+
+def _tensors(part: nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor that a part's answers depend on, those of adapters behind its own."""
+    found: dict[str, torch.Tensor] = part.state_dict()
+    beside = (h.state_dict() for h in _beside(part))
+    return found | {f"~{i}.{key}": tensor for i, held in enumerate(beside) for key, tensor in held.items()}
 
 
 def _config(part: Any) -> dict[str, Any]:

@@ -137,9 +137,10 @@ def erasure_flags(erasure: Mapping[str, Any]) -> list[Flag]:
 
     Args:
         erasure: the erase step of a run's record: ``changed_tensors``; ``guided``, if it acts while the model draws;
+            ``adapters``, how many stand beside the weights;
             ``intact``, if the method handed the pipeline back as it got it, as the null method does.
     """
-    if erasure["changed_tensors"] or erasure.get("guided") or erasure.get("intact"):
+    if any(erasure.get(what) for what in ("changed_tensors", "guided", "adapters", "intact")):
         return []
     return [
         {
