@@ -41,6 +41,7 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "safree": "",
     "conceptprune": r"\.ff\.net\.2\.weight$",
     "receler": "",
+    "spm": "",
 }  # fmt: skip
 PARTLY = ("salun_", "fmn", "conceptprune")  # which of them is decided by gradients: tests of their own
 QUICK = {
