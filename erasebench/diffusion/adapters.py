@@ -52,13 +52,13 @@ def attach(pipe: Pipeline, adapter: Adapter, tensors: Mapping[str, torch.Tensor]
             raise ValueError(f"adapter {name} must hang on a layer of the UNet; there is none; another model's?")
         held.setdefault(path, {})[name.removeprefix(f"{path}.")] = tensor
     for path, own in held.items():
-        module = adapter.beside(layers[path])
+        module = adapter.beside(layers[path]).to(new.unet.device, new.unet.dtype)
         wanted = {leaf: tuple(t.shape) for leaf, t in module.state_dict().items()}
         given = {leaf: tuple(t.shape) for leaf, t in own.items()}
         if wanted != given:
             raise ValueError(f"adapter of {path} must have tensors {wanted}; got {given}; another model's?")
         module.load_state_dict(own)
-        modules[path] = module.to(new.unet.device, new.unet.dtype).eval().requires_grad_(False)
+        modules[path] = module.eval().requires_grad_(False)
     hang(new.unet, modules)
     new.adapters = (*attached(pipe), Attached(adapter, {k: v.detach().cpu().clone() for k, v in tensors.items()}))
     return new
