@@ -35,6 +35,7 @@ class ProjectionGuide(Guide):
     midpoint: float
     validate: bool
     re_attention: tuple[float, ...]
+    end: bool = False
     empty: str = ""
     extra: tuple[str, ...] = ()
 
@@ -98,6 +99,8 @@ class ProjectionGuide(Guide):
         trigger = triggers(masked, outside, self.alpha)
         safe = row.clone()
         safe[1 : tokens + 1][trigger] = projected[1 : tokens + 1][trigger].to(row)
+        if self.end and trigger.any():
+            safe[tokens + 1 :] = projected[tokens + 1 :].to(row)
         if not self.validate:
             return safe, 10**9
         alike = F.cosine_similarity(projected[: tokens + 2], row[: tokens + 2].double().cpu(), dim=-1).mean()
@@ -142,6 +145,8 @@ class SAFREE(Method):
         steepness, midpoint: k and t_0.
         validate: self-validation; without it every step is guarded.
         re_attention: s of the first and the second up block, each in [0, 1]; [] for none.
+        end: where a token is taken, the rows of the end of text and the padding, which say what the words said, are
+            projected, too. Ours, off by default.
         negative_prompt: guidance leads away from the words, too.
 
     Raises:
@@ -161,6 +166,7 @@ class SAFREE(Method):
     midpoint: float = 5.333
     validate: bool = True
     re_attention: Sequence[float] = (0.9, 0.2)
+    end: bool = False
     negative_prompt: bool = False
 
     together = ("joint",)
@@ -173,6 +179,7 @@ class SAFREE(Method):
         fields.number("steepness", self.steepness, above=0)
         fields.number("midpoint", self.midpoint)
         fields.flag("validate", self.validate)
+        fields.flag("end", self.end)
         fields.flag("negative_prompt", self.negative_prompt)
         if not isinstance(self.re_attention, list | tuple) or len(self.re_attention) > 2:
             raise ValueError(f"re_attention must be a list of at most 2 numbers; got {self.re_attention!r}")
@@ -202,6 +209,7 @@ class SAFREE(Method):
             midpoint=self.midpoint,
             validate=self.validate,
             re_attention=tuple(self.re_attention),
+            end=self.end,
             empty=negative,
             extra=("",) if self.re_attention else (),
         )

@@ -12,7 +12,7 @@ import torch
 
 from erasebench import diffusion
 from erasebench.types import Concept, Prompt
-from methods.safree import SAFREE, ProjectionGuide, weakened
+from methods.safree import SAFREE, ProjectionGuide, pooled, projector, weakened, without_each
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog")
 PROMPTS = [
@@ -140,6 +140,17 @@ def test_embeddings_have_no_tokens_and_are_drawn_unguarded(tiny_pipe):
     prompt = [Prompt(id="e", text="a cat", seed=3, embeds=embeds)]
     assert torch.equal(latents(SAFREE(**SETTINGS, re_attention=[]).erase(tiny_pipe, CAT), prompt),
                        latents(tiny_pipe, prompt))  # fmt: skip
+
+
+def test_the_end_of_text_is_turned_only_if_asked_for(make_pipe):
+    pipe = make_pipe(dtype=torch.float64)
+    row = diffusion.encode(pipe, ["a cat"])[0]
+    words, whole = (SAFREE(end=end).erase(pipe, CAT).guide for end in (False, True))
+    outside = torch.eye(32, dtype=torch.float64) - projector(pooled(pipe, CAT.phrases))
+    (a, _), (b, _) = (guide.guarded(pipe, PROMPTS[0], row, outside) for guide in (words, whole))
+    assert torch.equal(a[5:], row[5:]) and torch.equal(a[:5], b[:5])  # start, four tokens
+    inside = projector(without_each(pipe, "a cat", 4))
+    torch.testing.assert_close(b[5:], row[5:] @ inside @ outside)
 
 
 def test_the_words_are_a_negative_prompt_only_if_asked_for(tiny_pipe):
