@@ -134,5 +134,3 @@ def _nodes(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         for i, one in enumerate(value):
             if _is_node(one):
                 yield f"{key}[{i}]", one
-    elif isinstance(value, Mapping):
-        yield from ((f"{key}.{name}", one) for name, one in value.items() if _is_node(one))

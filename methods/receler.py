@@ -22,8 +22,8 @@ from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Adapter, Method
 from erasebench.types import Concept, Pipeline
 from methods.adapters import bare, planted
+from methods.attention_maps import attention
 from methods.fine_tuning import FineTuning, Training, generator, uniform
-from methods.fmn import attention
 from methods.on_policy import Denoiser
 
 

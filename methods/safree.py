@@ -170,6 +170,7 @@ class SAFREE(Method):
     negative_prompt: bool = False
 
     together = ("joint",)
+    guard = True
 
     def __post_init__(self) -> None:
         if self.words is not None:

@@ -223,7 +223,7 @@ def test_methods_that_say_nothing_are_erased_in_sequence_only():
 
 
 def test_in_a_sequence_an_anchor_may_be_erased_later(tmp_path, monkeypatch):
-    from erasebench import steps
+    from erasebench import loaded as kept
     from erasebench.diffusion import loading
 
     class Loaded(Exception):
@@ -233,7 +233,7 @@ def test_in_a_sequence_an_anchor_may_be_erased_later(tmp_path, monkeypatch):
         raise Loaded
 
     monkeypatch.setattr(loading, "_read", loaded)
-    monkeypatch.setattr(steps, "_pipes", {})
+    monkeypatch.setattr(kept, "pipes", {})
     with pytest.raises(Loaded):
         run(composed(tmp_path, "method=uce", "also=[bear]", "together=sequence"))
 
