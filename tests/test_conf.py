@@ -23,20 +23,28 @@ def config(*overrides: str):
 
 
 def combinations() -> list[object]:
-    """Every method and every attack on every model, and every concept on one, in as few compositions as cover them."""
+    """Every method and every attack under every adaptation, every model and every concept, in few compositions.
+
+    What a model changes of a method or an attack is its adaptation's; models without one of their own share a turn.
+    """
     attacks, methods, concepts = options("attack"), options("method"), options("concept")
     default = config().model.name
-    made = []
-    for model in options("model"):
-        few = max(len(attacks), len(methods))
-        for i in range(len(concepts) if model == default else few):
-            chosen = [group[i % len(group)] for group in (attacks, methods, concepts)]
-            made.append(pytest.param(model, *chosen, marks=[] if model == default and i < few else [pytest.mark.slow]))
+    own = [model for model in options("model") if model in options("adaptation")]
+    plain = [model for model in options("model") if model not in own]
+    turns = [[model] for model in own] + [plain]
+    made: list[object] = []
+    for turn in turns:
+        for i in range(max(len(attacks), len(methods), len(turn))):
+            chosen = [group[i % len(group)] for group in (attacks, methods)]
+            concept = concepts[len(made) % len(concepts)]
+            marks = [] if turn == [default] else [pytest.mark.slow]
+            made.append(pytest.param(turn[i % len(turn)], *chosen, concept, marks=marks))
+    assert len(made) >= len(concepts), "every concept must be composed: add a turn"
     return made
 
 
 @pytest.mark.parametrize(("model", "attack", "method", "concept"), combinations())
-def test_every_method_attack_and_concept_composes_and_builds_on_every_model(model, attack, method, concept):
+def test_every_method_attack_and_concept_composes_and_builds_under_every_adaptation(model, attack, method, concept):
     cfg = config(f"model={model}", f"attack={attack}", f"method={method}", f"concept={concept}")
     OmegaConf.to_container(cfg, resolve=True)
     instantiate(cfg.method, _convert_="all")
