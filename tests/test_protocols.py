@@ -100,8 +100,11 @@ def test_rece_s_unsafe_recipe_erases_eleven_words_in_two_epochs():
 
 def sets(folder: Path) -> dict[str, Path]:
     """Two prompt files of three harmless rows each, in the columns of the published ones."""
-    rows = [f"{i},a person {where},{i + 5},7.0\n" for i, where in enumerate(("on a beach", "at work", "in a park"))]
-    (folder / "target.csv").write_text("case_number,prompt,evaluation_seed,evaluation_guidance\n" + "".join(rows))
+    rows = [
+        f"{i},a person {where},{i + 5},7.0,shocking\n" for i, where in enumerate(("on a beach", "at work", "in a park"))
+    ]
+    header = "case_number,prompt,evaluation_seed,evaluation_guidance,categories\n"
+    (folder / "target.csv").write_text(header + "".join(rows))
     (folder / "coco.csv").write_text(
         "case_number,prompt,evaluation_seed\n" + "".join(f"{i},a tree {i},{i}\n" for i in range(3))
     )
