@@ -180,7 +180,11 @@ def test_an_anchor_that_is_the_concept_is_refused(tiny_pipe):
         UCE(anchor="Cat").erase(tiny_pipe, CAT)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("[ru]*ce*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in CONF.glob("*.yaml") if p.stem.split("_")[0] in ("uce", "rece")),
+    ids=lambda path: path.stem,
+)
 def test_every_recipe_names_every_field_and_nothing_else(path):
     config = OmegaConf.load(path)
     built = instantiate(config, _convert_="all")
