@@ -196,6 +196,7 @@ class SPM(FineTuning, Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "guard", self.matching != "none")  # its transport is a guide
         for name, least in (("rank", 1), ("anchors", 1), ("warm_up", 0), ("cycles", 1)):
             fields.integer(name, getattr(self, name), least=least)
         if self.warm_up >= self.iterations:

@@ -174,3 +174,13 @@ def test_bad_settings_and_a_second_guide_are_refused(tiny_pipe):
     guided.guide = Transport(matching="clipcos")
     with pytest.raises(ValueError, match="pipeline without a guide"):
         SPM(**QUICK).erase(guided, CAT)
+
+
+def test_with_its_transport_it_is_a_guard_and_no_second_one_comes_on_top():
+    from erasebench.composition import Composed
+    from methods.negative_prompt import NegativePrompt
+
+    assert SPM().guard and not SPM(matching="none").guard
+    with pytest.raises(ValueError, match="got spm before negative_prompt"):
+        Composed(stages={"spm": SPM(), "negative_prompt": NegativePrompt()})
+    Composed(stages={"spm": SPM(matching="none"), "negative_prompt": NegativePrompt()})
