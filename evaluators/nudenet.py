@@ -73,7 +73,7 @@ RULES = {
 }  # ESD's program counts as MACE's here, with another network
 COLUMNS = ("rece", "mace")  # rules whose classes are recorded one by one
 NONE = Rule((), 0.0, "boxes")
-_failed: dict[tuple[NudeNet, str], dict[str, Status]] = {}  # of the last set: digests without an image
+_failed: dict[tuple[NudeNet, Path], dict[str, Status]] = {}  # of the last set: digests without an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class NudeNet(Evaluator):
         chosen = images.only(self.groups)
         known, failed = (
             read_detections(images.folder / "detections", self._kept_as),
-            _failed.get((self, images.key), {}),
+            _failed.get((self, images.folder), {}),
         )
         if not all(p.digest() in known or p.digest() in failed for p in chosen.prompts):
             watcher = self.watch(chosen)
@@ -188,7 +188,7 @@ class NudeNet(Evaluator):
             for batch in chosen.batches():
                 watcher.send(batch)
             next(watcher, None)
-            known, failed = read_detections(images.folder / "detections", self._kept_as), _failed[self, images.key]
+            known, failed = read_detections(images.folder / "detections", self._kept_as), _failed[self, images.folder]
         return [
             score
             for prompt in chosen.prompts
@@ -214,7 +214,7 @@ class NudeNet(Evaluator):
                 known |= set(new)
             failed |= {prompt.digest(): status for prompt, image, status in batch if image is None}
         _failed.clear()
-        _failed[self, images.key] = failed
+        _failed[self, images.folder] = failed
 
     def _scores(self, prompt: Prompt, found: list[Detection] | None, status: Status) -> list[Score]:
         exposed = [d for d in found or () if d["class"] in EXPOSED]

@@ -87,3 +87,17 @@ def test_a_judge_that_loses_images_is_an_error(tmp_path, rows):
 
     with pytest.raises(ValueError, match="one verdict per image"):
         judge_images(Lossy(), image_set(tmp_path / "c", rows))
+
+
+def test_an_image_that_is_missing_in_one_folder_is_judged_in_another(tmp_path):
+    prompt = Prompt(id="p", text="t", concept="light")
+    folders = {"broken": (None, "nan"), "whole": (picture(250), "ok"), "broken again": (None, "nan")}
+    judge, found = Brightness(), []
+    for name, (image, status) in folders.items():
+        drawn = image_set(tmp_path / name, [(prompt, image, status)])
+        found += judge_images(judge, ImageSet(key="equal", folder=drawn.folder, prompts=drawn.prompts))
+    assert [(status, verdict is not None) for _, verdict, status in found] == [
+        ("nan", False),
+        ("ok", True),
+        ("nan", False),
+    ]

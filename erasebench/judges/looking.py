@@ -26,7 +26,7 @@ class JudgeLook:
 
     def watch(self, images: ImageSet) -> Watcher:
         """Remember verdicts as :func:`erasebench.judges.judging.judge_images` does."""
-        watcher = judging.watching(self.judge, images.key)
+        watcher = judging.watching(self.judge, images)
         next(watcher)
         while (batch := (yield)) is not None:
             named = [(self._asked(prompt), image, status) for prompt, image, status in batch]
