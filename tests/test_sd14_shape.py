@@ -36,43 +36,60 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, **names)
 
 
+WIDTHS = {"whole": (320, 640, 1280, 1280), "thin": (32, 64, 128, 128)}
+
+
 @pytest.fixture(scope="module")
-def sd14(tmp_path_factory) -> Path:
+def text() -> CLIPTextModel:
+    """SD 1.4's text encoder with random weights."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        projection_dim=768, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+    )  # fmt: skip
+    return CLIPTextModel(config).half()
+
+
+def written(folder: Path, text: CLIPTextModel, widths: str) -> Path:
     """Random weights in Stable Diffusion 1.4's shape, float16 safetensors, as ``save_pretrained`` writes them."""
     torch.manual_seed(0)
-    tokenizer = clip_tokenizer()
     with torch.device("meta"):
         unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
+            sample_size=64, block_out_channels=WIDTHS[widths], cross_attention_dim=768, attention_head_dim=8,
             down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         )  # fmt: skip
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512) if widths == "whole" else (32,) * 4, layers_per_block=2,
+            sample_size=512, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         )  # fmt: skip
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-            projection_dim=768, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-        )
-    ).half()  # fmt: skip
     for part in (unet, vae):
         part.to_empty(device="cpu").half()
         for name, p in part.named_parameters():
             fan_in = p[0].numel() if p.dim() > 1 else 0
             p.data.normal_(std=fan_in**-0.5) if fan_in else p.data.fill_(float(name.endswith("weight")))
-    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    assert widths == "thin" or sum(p.numel() for p in unet.parameters()) == 859_520_964
     pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
+        vae=vae, text_encoder=text, tokenizer=clip_tokenizer(), unet=unet,
         scheduler=PNDMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
         ),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("sd14") / "pipeline"
     pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def sd14(text, tmp_path_factory) -> Path:
+    """The whole model."""
+    return written(tmp_path_factory.mktemp("sd14") / "pipeline", text, "whole")
+
+
+@pytest.fixture(scope="module")
+def thin(text, tmp_path_factory) -> Path:
+    """Text encoder, tokenizer and layers as they are, a tenth of the UNet's channels: attacks search texts."""
+    return written(tmp_path_factory.mktemp("thin") / "pipeline", text, "thin")
 
 
 @pytest.mark.slow
@@ -82,7 +99,7 @@ def test_the_command_runs_stable_diffusion_from_a_folder(sd14, tmp_path):
     args = [
         "-m", "model=sd14", f"model.path={sd14}", "concept=church", "method=rece,uce_tensor", "attack=ringabell",
         f"results={tmp_path}",
-        "model.steps=2", "model.height=64", "model.width=64", "model.batch_size=2", "model.device=cpu",
+        "model.steps=2", "model.height=64", "model.width=64", "model.batch_size=8", "model.device=cpu",
         "prompts.n={target:2,paraphrase:1,neighbour:0,unrelated:1,coco:0}", "evaluator=[nudenet]",
         "attack/vector=csv", f"attack.vector.path={pairs}", "attack.population=4", "attack.generations=2",
         "attack.sources=1",
@@ -126,7 +143,7 @@ class Blind:
 
 
 @pytest.mark.slow
-def test_the_other_attacks_run_at_its_shape_and_length(sd14, tmp_path):
+def test_the_other_attacks_run_at_its_length(thin, tmp_path):
     """Text encoder, controls and static sets: 77 rows of 768, all 75 free tokens, and a prompt that does not fit."""
     from attacks.best_of_n import BestOfN
     from attacks.pairs import TextPairs
@@ -136,7 +153,7 @@ def test_the_other_attacks_run_at_its_shape_and_length(sd14, tmp_path):
     from attacks.ringabell import RingABell
     from attacks.ringabell_soft import RingABellSoft
 
-    pipe = diffusion.load(sd14, dtype="float32")
+    pipe = diffusion.load(thin, dtype="float32")
     vector = TextPairs(pairs=(("a {}", "a field"), ("an old {}", "an old field")))
 
     def attack(made):
@@ -156,7 +173,7 @@ def test_the_other_attacks_run_at_its_shape_and_length(sd14, tmp_path):
 
 
 @pytest.mark.slow
-def test_white_box_attacks_run_at_its_shape_length_and_dtype(sd14):
+def test_white_box_attacks_run_at_its_length_and_dtype(thin):
     """Float16 weights run as float32 on a CPU; 77 tokens, 49,406 candidates, PNDM; the gradient is there and finite."""
     from attacks.inverse_edit import InverseEdit
     from attacks.p4d import P4D, P4DOriginal
@@ -164,7 +181,7 @@ def test_white_box_attacks_run_at_its_shape_length_and_dtype(sd14):
     from methods.uce import UCE
 
     concept, prompts, drawn = CHURCH, PROMPTS, DRAWN
-    pipe = diffusion.load(sd14, dtype="float32")
+    pipe = diffusion.load(thin, dtype="float32")
     erased = UCE().erase(pipe, concept)
     grid = {**drawn, "timesteps": [500], "iterations": 1}
     random = {**drawn, "iterations": 2, "query_every": 2}
