@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -93,14 +94,15 @@ class AdvAnchor(FromImages, Method):
             for word in self.words(concept)
             for template in self.templates
         }
-        self.training(concept, weights).run(lambda step: self.loss(model, unet, pictures, rows, step))
+        self.training(concept, weights).run(partial(self.loss, model, unet, pictures, rows), rows=self.batch_size)
         return with_weights(pipe, weights)
 
     def loss(
-        self, model: Denoiser, unet: Any, pictures: Sequence[Picture], rows: dict[str, list[int]], step: int
-    ) -> Tensor:
-        """Mean squares over the latents of a step; only ``unet`` gets gradients."""
-        few = self.noised(model, pictures, step)
+        self, model: Denoiser, unet: Any, pictures: Sequence[Picture], rows: dict[str, list[int]], step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Mean squares over the latents of a step, or those at some places; only ``unet`` gets gradients."""
+        few = self.noised(model, pictures, step, places=places)
         text, kept = model.encode([p.text for p in few.pictures]), model.encode([self.kept] * len(few.pictures))
         anchor, z, times = self.anchor(model, few, text, rows), few.z, few.timesteps
         with torch.no_grad():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -110,26 +111,49 @@ class AdvUnlearn(Partway, Method):
         """A pipeline with another text encoder that shares everything else with ``pipe``."""
         kept, model = self.kept(concept), self.denoiser(pipe)
         taught, weights = pupil(pipe)
-        self.training(concept, weights).run(lambda step: self.loss(model, taught, concept, kept, step))
+        loss = partial(self.loss, model, taught, concept, kept)
+        self.training(concept, weights).run(loss, rows=max(self.batch_size, self.retain_batch))
         return apply_tensors(pipe, {f"text_encoder.{name}": weight for name, weight in weights.items()})
 
-    def loss(self, model: Denoiser, taught: Pipeline, concept: Concept, kept: Sequence[str], step: int) -> Tensor:
-        """Mean squares over the latents of a step; only ``taught`` gets gradients."""
-        draws, unet = self.stages(model, self.words(concept), step, "erase"), model.pipe.unet
+    def loss(
+        self, model: Denoiser, taught: Pipeline, concept: Concept, kept: Sequence[str], step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Mean squares over the latents of a step; only ``taught`` gets gradients.
+
+        Of some places of the larger of its two batches, those and the share of the other batch that goes with them,
+        weighed so that the mean of parts is the loss.
+        """
+        rows = max(self.batch_size, self.retain_batch)
+        places = range(rows) if places is None else places
+        found, share = torch.zeros((), device=model.device, dtype=model.dtype), len(places) / rows
+        for part, count, scale in (
+            (self.erasing, self.batch_size, 1.0), (self.keeping, self.retain_batch, self.retain_scale)
+        ):  # fmt: skip
+            few = range(places.start * count // rows, places.stop * count // rows)
+            if few:
+                words = self.words(concept) if part == self.erasing else kept
+                found = found + scale * len(few) / (count * share) * part(model, taught, words, step, few)
+        return found
+
+    def erasing(self, model: Denoiser, taught: Pipeline, words: Sequence[str], step: int, places: range) -> Tensor:
+        """The first term, mean over some places."""
+        draws, unet = self.stages(model, words, step, "erase", places=places), model.pipe.unet
         z, times, text = self.drawn(model, unet, draws)
         with torch.no_grad():
             both = joined(model.encode([""] * len(draws)), text)
             empty, given = model.epsilon(unet, torch.cat([z, z]), times + times, both).chunk(2)
         prefix = self.attack(model, taught, draws, z, given) if step >= self.warm_up else None
         found = model.epsilon(unet, z, times, encoded(taught, [draw.word for draw in draws], prefix))
-        erase = F.mse_loss(found, empty - self.eta * (given - empty))
+        return F.mse_loss(found, empty - self.eta * (given - empty))
 
-        others = self.stages(model, kept, step, "retain", n=self.retain_batch)
-        x, times, text = self.drawn(model, unet, others)
+    def keeping(self, model: Denoiser, taught: Pipeline, words: Sequence[str], step: int, places: range) -> Tensor:
+        """The second term, mean over some places."""
+        draws, unet = self.stages(model, words, step, "retain", places=places), model.pipe.unet
+        x, times, text = self.drawn(model, unet, draws)
         with torch.no_grad():
             same = model.epsilon(unet, x, times, text)
-        found = model.epsilon(unet, x, times, encoded(taught, [draw.word for draw in others]))
-        return erase + self.retain_scale * F.mse_loss(found, same)
+        return F.mse_loss(model.epsilon(unet, x, times, encoded(taught, [draw.word for draw in draws])), same)
 
     def attack(self, model: Denoiser, taught: Pipeline, draws: Sequence[Draw], z: Tensor, goal: Tensor) -> Tensor:
         """p: token embeddings [b, prefix, width] with which the encoder being trained says what the original said."""

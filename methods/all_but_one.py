@@ -66,10 +66,10 @@ class AllButOne(Partway, Method):
         unet, weights = student(pipe, self.layers, model.half)
         anchors = {phrase: part.anchor.strip() for part in concept.singles for phrase in part.phrases}
 
-        def loss(step: int) -> Tensor:
-            return self.loss(model, unet, anchors, self.stages(model, self.words(concept), step))
+        def loss(step: int, places: range) -> Tensor:
+            return self.loss(model, unet, anchors, self.stages(model, self.words(concept), step, places=places))
 
-        self.training(concept, weights).run(loss)
+        self.training(concept, weights).run(loss, rows=self.batch_size)
         return with_weights(pipe, weights)
 
     def loss(self, model: Denoiser, unet: Any, anchors: dict[str, str], draws: Sequence[Draw]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -84,12 +85,16 @@ class CA(FromImages, Method):
         unet, weights = student(pipe, self.layers, model.half)
         pictures = self.pictures(pipe, [(anchor, word) for word, anchor in pairs])
         adam = torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)
-        self.training(concept, weights, weights=adam).run(lambda step: self.loss(model, unet, pictures, step))
+        self.training(concept, weights, weights=adam).run(
+            partial(self.loss, model, unet, pictures), rows=self.batch_size
+        )
         return with_weights(pipe, weights)
 
-    def loss(self, model: Denoiser, unet: Any, pictures: Sequence[Picture], step: int) -> Tensor:
-        """Mean square over the latents of a step; only ``unet`` gets gradients."""
-        few, z, noise, times = self.noised(model, pictures, step)
+    def loss(
+        self, model: Denoiser, unet: Any, pictures: Sequence[Picture], step: int, places: range | None = None
+    ) -> Tensor:
+        """Mean square over the latents of a step, or those at some places; only ``unet`` gets gradients."""
+        few, z, noise, times = self.noised(model, pictures, step, places=places)
         concept, anchor = (model.encode(texts) for texts in _texts(few))
         with torch.no_grad():
             goal = model.epsilon(unet, z, times, anchor) if self.target == "model" else noise

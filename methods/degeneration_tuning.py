@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class DegenerationTuning(Remembering, Method):
         unet, weights = student(pipe, self.layers, model.half)
         words = [(word, word) for word in self.words(concept)]
         broken, whole = self.pictures(pipe, words, altered=self.scrambled), self.remaining(pipe, concept)
-        self.training(concept, weights).run(lambda step: self.loss(model, unet, broken, whole, step))
+        self.training(concept, weights).run(partial(self.loss, model, unet, broken, whole), rows=self.batch_size)
         return with_weights(pipe, weights)
 
     def scrambled(self, image: Image.Image, number: int) -> Image.Image:
@@ -90,8 +91,9 @@ class DegenerationTuning(Remembering, Method):
         return found
 
     def loss(
-        self, model: Denoiser, unet: Any, broken: Sequence[Picture], whole: Sequence[Picture], step: int
-    ) -> Tensor:
-        """Mean squares over the latents of a step; only ``unet`` gets gradients."""
-        shield = denoising(model, unet, self.noised(model, broken, step))
-        return shield + self.alpha * denoising(model, unet, self.noised(model, whole, step, "remain"))
+        self, model: Denoiser, unet: Any, broken: Sequence[Picture], whole: Sequence[Picture], step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Mean squares over the latents of a step, or those at some places; only ``unet`` gets gradients."""
+        shield = denoising(model, unet, self.noised(model, broken, step, places=places))
+        return shield + self.alpha * denoising(model, unet, self.noised(model, whole, step, "remain", places))

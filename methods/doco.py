@@ -19,7 +19,7 @@ from erasebench import fields
 from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline, seed_of
-from methods.fine_tuning import Layers, student, with_weights
+from methods.fine_tuning import Gradients, Layers, student, total, with_weights
 from methods.on_policy import Denoiser
 from methods.training_images import FromImages, Noised
 
@@ -108,13 +108,11 @@ class DoCo(FromImages, Method):
             weights=torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay),
         )
 
-        def loss(step: int) -> Tensor:
-            few = self.noised(model, pictures, step)
-            if self.turn(step) == "discriminator":
-                return self.judging(model, unet, judge, few)
-            return self.surgical(weights, *self.erasing(model, unet, judge, few))
+        def loss(step: int, places: range) -> Tensor | tuple[Tensor, Tensor]:
+            few = self.noised(model, pictures, step, places=places)
+            return (self.judging if self.turn(step) == "discriminator" else self.erasing)(model, unet, judge, few)
 
-        training.run(loss, turn=self.turn)
+        training.run(loss, rows=self.batch_size, turn=self.turn, mix=self.surgical)
         return with_weights(pipe, weights)
 
     def turn(self, step: int) -> str:
@@ -139,16 +137,13 @@ class DoCo(FromImages, Method):
         prior = F.mse_loss(predicted(anchor), few.noise)
         return _labelled(judge(clean(model, few, predicted(concept))), 0), self.prior_weight * prior
 
-    def surgical(self, weights: Mapping[str, Tensor], erase: Tensor, prior: Tensor) -> Tensor:
-        """The sum of both, with a gradient in ``weights`` that is that of the projected sum."""
-        parameters = list(weights.values())
-        pairs = zip(*(torch.autograd.grad(term, parameters, allow_unused=True) for term in (erase, prior)), strict=True)
-        total = torch.zeros_like(erase)
-        for parameter, (g, k) in zip(parameters, pairs, strict=True):
-            if g is not None or k is not None:
-                g, k = (torch.zeros_like(parameter) if x is None else x for x in (g, k))
-                total = total + (parameter * (self.projected(g, k) + k).detach()).sum()
-        return total - total.detach() + (erase + prior).detach()
+    def surgical(self, values: Tensor, gradients: list[Gradients]) -> tuple[Tensor, Gradients]:
+        """Of two terms, to erase and to keep, their sum with the gradient of the projected sum; of one, itself."""
+        if len(gradients) == 1:
+            return total(values, gradients)
+        return values.sum(), [
+            k if g is None else g if k is None else self.projected(g, k) + k for g, k in zip(*gradients, strict=True)
+        ]
 
     def projected(self, g: Tensor, k: Tensor) -> Tensor:
         """g without what of it points against k.

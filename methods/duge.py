@@ -79,23 +79,24 @@ class DUGE(Remembering, Method):
         forget = self.pictures(pipe, [(word, word) for word in self.words(concept)])
         memory = self.remaining(pipe, concept)
 
-        def loss(step: int) -> Tensor:
+        def loss(step: int, places: range) -> Tensor:
             drift = torch.stack([(weights[name] - old).square().sum() for name, old in before.items()]).sum()
-            return self.loss(model, unet, forget, memory, step) + self.drift_scale * drift
+            return self.loss(model, unet, forget, memory, step, places) + self.drift_scale * drift
 
-        self.training(concept, weights).run(loss)
+        self.training(concept, weights).run(loss, rows=self.batch_size)
         return with_weights(pipe, weights)
 
     def loss(
-        self, model: Denoiser, unet: Any, forget: Sequence[Picture], memory: Sequence[Picture], step: int
-    ) -> Tensor:
-        """The first two terms over the latents of a step; only ``unet`` gets gradients."""
-        few = self.noised(model, forget, step)
+        self, model: Denoiser, unet: Any, forget: Sequence[Picture], memory: Sequence[Picture], step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The first two terms over the latents of a step, or those at some places; only ``unet`` gets gradients."""
+        few = self.noised(model, forget, step, places=places)
         text, empty = (model.encode(texts) for texts in ([p.text for p in few.pictures], [""] * len(few.pictures)))
         with torch.no_grad(), attention(model.pipe.unet) as unguided:
             model.epsilon(model.pipe.unet, few.z, few.timesteps, empty)
         with attention(unet) as found:
             model.epsilon(unet, few.z, few.timesteps, text)
         away = [(a - b).square().sum(-1).mean() for a, b in zip(found, unguided, strict=True)]  # [b, heads, pixels, n]
-        prior = denoising(model, unet, self.noised(model, memory, step, "remain"))
+        prior = denoising(model, unet, self.noised(model, memory, step, "remain", places))
         return torch.stack(away).mean() + self.prior_scale * prior

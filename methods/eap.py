@@ -19,7 +19,7 @@ from erasebench.diffusion import encode
 from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import student, with_weights
+from methods.fine_tuning import at, student, with_weights
 from methods.on_policy import Denoiser, joined
 from methods.partway import Partway
 from methods.word_pools import gumbel_softmax, pool_words, spread, tokenizer_words
@@ -133,11 +133,11 @@ class EAP(Partway, Method):
             concepts=torch.optim.Adam(logits, lr=self.concept_lr),
         )
 
-        def loss(step: int) -> Tensor:
-            draws = self.draws(model, pools, step)
+        def loss(step: int, places: range) -> Tensor:
+            draws = at(places, self.draws(model, pools, step))
             return (self.concept_loss if step % 2 else self.weights_loss)(model, unet, pools, draws)
 
-        training.run(loss, turn=lambda step: "concepts" if step % 2 else "weights")
+        training.run(loss, rows=self.batch_size, turn=lambda step: "concepts" if step % 2 else "weights")
         return with_weights(pipe, weights)
 
     def candidates(self, model: Denoiser, word: str, concept: Concept) -> Pool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import student, with_weights
+from methods.fine_tuning import at, student, with_weights
 from methods.on_policy import Denoiser, joined
 from methods.partway import Draw, Partway
 
@@ -97,7 +97,7 @@ class ESD(Partway, Method):
         training = self.training(concept, weights, weights=adam)
 
         def loss(step: int, places: range) -> Tensor:
-            return self.loss(model, unet, self.draws(model, concept, step)[places.start : places.stop])
+            return self.loss(model, unet, at(places, self.draws(model, concept, step)))
 
         training.run(loss, rows=self.batch_size, after=rounded)
         return with_weights(pipe, weights)

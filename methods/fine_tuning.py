@@ -8,9 +8,10 @@ are something else, and are trained by ``noxattn`` and ``notime``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from erasebench.types import Concept, Pipeline, seed_of
 from methods.on_policy import Denoiser
 from methods.precision import Autocast, check_autocast
 
+Rows = TypeVar("Rows", list[Any], Tensor)  # one entry, or row, for each latent of a step
 Layers = Literal["xattn", "xattn_strict", "noxattn", "noxattn_v2", "selfattn", "notime", "full"]
 OUTER = ("conv_norm_out.", "conv_out.", "time_embedding.")  # CompVis: out. and time_embed.
 SAVE_SECONDS = 60.0  # least time between two checkpoints; results do not depend on it
@@ -113,6 +115,11 @@ class FineTuning:
         return [generator(self.seed, step, row) for row in range(self.batch_size)]
 
 
+def at(places: range, rows: Rows) -> Rows:
+    """The rows at some places, of a list or a tensor."""
+    return rows[places.start : places.stop]
+
+
 def layer_names(unet: nn.Module, layers: Layers) -> list[str]:
     """Names of the parameters of a layer set, in the order of ``unet.named_modules()``.
 
@@ -191,6 +198,60 @@ def uniform(low: int, high: int, draw: torch.Generator) -> int:
     return int(torch.randint(low, high, (1,), generator=draw))
 
 
+Gradients = list[Tensor | None]  # one for each parameter; None where a term does not depend on it
+Loss = Callable[[range], Tensor | tuple[Tensor, ...]]
+Mix = Callable[[Tensor, list[Gradients]], tuple[Tensor, Gradients]]
+
+
+def slopes(loss: Loss, parameters: Sequence[Tensor], rows: int, what: str) -> tuple[Tensor, list[Gradients]]:
+    """The terms of a loss [terms], means over ``rows`` places, and each one's gradients; as many at once as fit.
+
+    Args:
+        loss: scalar terms of a range of places, each the mean over these. It is asked again where memory did not
+            suffice (:func:`erasebench.devices.halving`), so it must leave things as they were.
+        parameters: what the gradients are of.
+        rows: places, >= 1.
+        what: their name, in the line that says that there was no memory for all.
+
+    >>> weight = torch.tensor([2.0], requires_grad=True)
+    >>> value, gradients = slopes(lambda places: (weight * torch.tensor([1.0, 3.0])).mean(), [weight], 2, "rows")
+    >>> value.tolist(), gradients
+    ([4.0], [[tensor([2.])]])
+    """
+
+    def of(places: range) -> tuple[float, Tensor, list[Gradients]]:
+        made = loss(places)
+        terms = made if isinstance(made, tuple) else (made,)
+        found = [
+            list(torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=i + 1 < len(terms)))
+            for i, term in enumerate(terms)
+        ]
+        return len(places) / rows, torch.stack([term.detach() for term in terms]), found
+
+    first, *others = halving(of, range(rows), rows, what, parameters[0].device)
+    if not others:
+        return first[1:]
+    parts = [first, *others]
+    values = torch.stack([share * part for share, part, _ in parts]).sum(0)
+    shares = [share for share, *_ in parts]
+    return values, [
+        [_added(shares, column) for column in zip(*(part[2][term] for part in parts), strict=True)]
+        for term in range(len(values))
+    ]
+
+
+def _added(shares: Sequence[float], column: Sequence[Tensor | None]) -> Tensor | None:
+    given = [share * one for share, one in zip(shares, column, strict=True) if one is not None]
+    return torch.stack(given).sum(0) if given else None
+
+
+def total(values: Tensor, gradients: list[Gradients]) -> tuple[Tensor, Gradients]:
+    """The sum of a loss's terms [terms] and its gradients."""
+    if len(gradients) == 1:
+        return values[0], gradients[0]
+    return values.sum(), [_added([1.0] * len(gradients), column) for column in zip(*gradients, strict=True)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """A training that resumes to the same last bit: the state after step n depends on nothing but that before it.
@@ -215,21 +276,25 @@ class Training:
 
     def run(
         self,
-        loss: Callable[..., Tensor],
+        loss: Callable[[int, range], Tensor | tuple[Tensor, ...]],
         *,
-        rows: int | None = None,
+        rows: int,
+        mix: Mix = total,
         turn: Callable[[int], str] | None = None,
+        before: Callable[[int], None] = lambda step: None,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         """Take every step that has not been taken yet: the loss, its gradients, one optimiser's update.
 
         Args:
-            loss: scalar of step number 0, 1, ...; random numbers in it must depend on that number alone.
-            rows: latents of a step, where ``loss(step, places)`` is the mean over the places, a range of them, that it
-                is given. Without memory for all of them gradients are added up over halves, which changes rounding
-                alone (:func:`erasebench.devices.halving`). None: ``loss(step)`` is taken whole.
+            loss: of step number 0, 1, ... and a range of places in its batch: the mean over these, a scalar or several
+                terms. Random numbers in it must depend on the step and the place alone, and it must leave everything
+                as it was. Without memory for all places gradients are added up over halves, which changes rounding
+                alone (:func:`slopes`).
+            rows: places of a step.
+            mix: from the terms' means over all places and their gradients, the loss and its gradient; their sums.
             turn: name of the step's optimiser; None: there is only one.
-            after: called after each update.
+            before, after: called before each step, with its number, and after each update.
 
         Raises:
             FloatingPointError: a loss or gradient that is NaN or infinite; the state before that step is kept.
@@ -239,7 +304,8 @@ class Training:
         with progress.bar(desc=self.name, initial=first, total=self.iterations, unit="step") as bar:
             for step in range(first, self.iterations):
                 optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
-                bar.set_postfix(loss=self._update(step, loss, optimiser, rows))
+                before(step)
+                bar.set_postfix(loss=self._update(step, partial(loss, step), optimiser, rows, mix))
                 bar.update()
                 after()
                 if step + 1 < self.iterations and time.monotonic() - saved >= pause:
@@ -248,11 +314,9 @@ class Training:
                     saved = time.monotonic()
                     pause = max(SAVE_SECONDS, (saved - started) / SAVE_SHARE)
 
-    def _update(
-        self, step: int, loss: Callable[..., Tensor], optimiser: torch.optim.Optimizer, rows: int | None
-    ) -> float:
+    def _update(self, step: int, loss: Loss, optimiser: torch.optim.Optimizer, rows: int, mix: Mix) -> float:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        value, gradients = self._slope(step, loss, parameters, rows)
+        value, gradients = mix(*slopes(loss, parameters, rows, f"latents of {self.name}'s steps"))
         norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
         self._check(step, {"loss": value, "gradient's norm": norm})
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -262,31 +326,6 @@ class Training:
         optimiser.step()
         optimiser.zero_grad()
         return float(value)
-
-    def _slope(
-        self, step: int, loss: Callable[..., Tensor], parameters: list[Tensor], rows: int | None
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss of a step and its gradients, as many rows at once as there is memory for."""
-        whole = range(rows or 1)
-
-        def of(places: range) -> tuple[float, Tensor, list[Tensor | None]]:
-            value = loss(step) if rows is None else loss(step, places)
-            slopes = torch.autograd.grad(value, parameters, allow_unused=True)
-            return len(places) / len(whole), value.detach(), list(slopes)
-
-        where = parameters[0].device
-        first, *others = halving(of, whole, len(whole), f"latents of {self.name}'s steps", where)
-        if not others:
-            return first[1:]
-        parts = [first, *others]
-        value = torch.stack([share * part for share, part, _ in parts]).sum()
-        slopes = [
-            None
-            if column[0] is None
-            else torch.stack([share * one for (share, *_), one in zip(parts, column, strict=True)]).sum(0)
-            for column in zip(*(part[2] for part in parts), strict=True)
-        ]
-        return value, slopes
 
     def _check(self, step: int, numbers: Mapping[str, Tensor]) -> None:
         """Stop before NaN or infinity reaches a weight, and keep what there was."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from erasebench.diffusion import last_token
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
 from methods.attention_maps import attention
-from methods.fine_tuning import Layers, student, with_weights
+from methods.fine_tuning import Gradients, Layers, student, with_weights
 from methods.on_policy import Denoiser
 from methods.training_images import FromImages, Picture, token_columns
 
@@ -81,7 +82,7 @@ class FMN(FromImages, Method):
         pictures = self.pictures(pipe, [(word, word) for word in self.words(concept)])
         adam = torch.optim.AdamW(weights.values(), lr=self.lr, weight_decay=self.weight_decay)
         training = self.training(concept, weights, clip=self.clip, weights=adam)
-        training.run(lambda step: self.loss(model, unet, pictures, columns, step))
+        training.run(partial(self.squares, model, unet, pictures, columns), rows=self.batch_size, mix=self.norm)
         return with_weights(pipe, weights)
 
     def columns(self, pipe: Pipeline, concept: Concept) -> dict[str, list[int]]:
@@ -93,11 +94,12 @@ class FMN(FromImages, Method):
             for (text, word), end in zip(texts.items(), ends, strict=True)
         }
 
-    def loss(
-        self, model: Denoiser, unet: Any, pictures: Sequence[Picture], columns: dict[str, list[int]], step: int
-    ) -> Tensor:
-        """The norm over the latents of a step."""
-        few = self.noised(model, pictures, step)
+    def squares(
+        self, model: Denoiser, unet: Any, pictures: Sequence[Picture], columns: dict[str, list[int]], step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The sum of squares of a latent, mean over those of a step or at some places of it."""
+        few = self.noised(model, pictures, step, places=places)
         with attention(unet) as found:
             model.epsilon(unet, few.z, few.timesteps, model.encode([picture.text for picture in few.pictures]))
         squares = [
@@ -105,4 +107,9 @@ class FMN(FromImages, Method):
             for probabilities in found
             for row, picture in enumerate(few.pictures)
         ]
-        return torch.stack(squares).sum().sqrt()
+        return torch.stack(squares).sum() / len(few.pictures)
+
+    def norm(self, values: Tensor, gradients: list[Gradients]) -> tuple[Tensor, Gradients]:
+        """The norm over all latents of a step, and its gradient, from the mean of their sums of squares."""
+        norm = (self.batch_size * values[0]).sqrt()
+        return norm, [None if g is None else g * (self.batch_size / (2 * norm)) for g in gradients[0]]

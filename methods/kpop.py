@@ -85,11 +85,11 @@ class KPOP(Partway, Method):
             weights=torch.optim.Adam(weights.values(), lr=self.lr),
         )
 
-        def loss(step: int) -> Tensor:
-            draws = self.stages(model, words, step)
+        def loss(step: int, places: range) -> Tensor:
+            draws = self.stages(model, words, step, places=places)
             return (self.hidden if step % 2 else self.recovered)(model, unet, keys, draws)
 
-        training.run(loss, turn=lambda step: "weights" if step % 2 else "keys")
+        training.run(loss, rows=self.batch_size, turn=lambda step: "weights" if step % 2 else "keys")
         return with_weights(pipe, weights)
 
     def keys(self, model: Denoiser, words: Sequence[str]) -> dict[str, Tensor]:

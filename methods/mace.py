@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -181,15 +182,16 @@ class MACE(FromImages, Method):
             optimisers={"adapter": torch.optim.AdamW(state.values(), lr=self.lr)},
             state=state,
         )
-        training.run(lambda step: self.loss(model, unet, pictures, word, step))
+        training.run(partial(self.loss, model, unet, pictures, word), rows=self.batch_size)
         return {name: (up @ downs[name]).detach().to("cpu", torch.float64) for name, up in ups.items()}
 
     def loss(
-        self, model: Denoiser, unet: Any, pictures: Sequence[tuple[Picture, Tensor]], word: str, step: int
-    ) -> Tensor:
-        """The masked attention to the word, squared and summed, mean over the latents of a step."""
+        self, model: Denoiser, unet: Any, pictures: Sequence[tuple[Picture, Tensor]], word: str, step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The masked attention to the word, squared and summed, mean over the latents of a step or some places."""
         number = {id(picture): i for i, (picture, _) in enumerate(pictures)}
-        few = self.noised(model, [picture for picture, _ in pictures], step, word)
+        few = self.noised(model, [picture for picture, _ in pictures], step, word, places)
         with attention(unet) as found:
             model.epsilon(unet, few.z, few.timesteps, model.encode([picture.text for picture in few.pictures]))
         total = torch.zeros((), device=model.device, dtype=model.dtype)

@@ -95,12 +95,12 @@ class ModularLora(Partway, Remembering, Method):
         if self.tuned != "never":
             others = self.remaining(pipe, concept)
 
-        def loss(step: int) -> Tensor:
+        def loss(step: int, places: range) -> Tensor:
             nonlocal now
             now = step
             if self.turn(step) == "safe":
-                return self.safety(model, unet, self.stages(model, words, step))
-            return self.tuning(model, unet, others, step)
+                return self.safety(model, unet, self.stages(model, words, step, places=places))
+            return self.tuning(model, unet, others, step, places)
 
         training = self.training(
             concept,
@@ -108,7 +108,7 @@ class ModularLora(Partway, Remembering, Method):
             iterations=self.iterations + (self.tuning_iterations if self.tuned != "never" else 0),
             **{name: torch.optim.Adam(found.values(), lr=self.lr) for name, found in state.items()},
         )
-        training.run(loss, turn=self.turn)
+        training.run(loss, rows=self.batch_size, turn=self.turn)
         return with_weights(pipe, merged(pipe, safe, tuned))
 
     def turn(self, step: int) -> str:
@@ -123,6 +123,8 @@ class ModularLora(Partway, Remembering, Method):
             empty, given = model.epsilon(model.pipe.unet, torch.cat([z, z]), times + times, both).chunk(2)
         return F.mse_loss(model.epsilon(unet, z, times, text), empty - self.eta * (given - empty))
 
-    def tuning(self, model: Denoiser, unet: Any, others: Sequence[Picture], step: int) -> Tensor:
-        """The usual training loss over the pictures of a step."""
-        return denoising(model, unet, self.noised(model, others, step, "tuned"))
+    def tuning(
+        self, model: Denoiser, unet: Any, others: Sequence[Picture], step: int, places: range | None = None
+    ) -> Tensor:
+        """The usual training loss over the pictures of a step, or those at some places."""
+        return denoising(model, unet, self.noised(model, others, step, "tuned", places))

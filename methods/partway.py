@@ -32,14 +32,16 @@ class Draw(NamedTuple):
 class Partway(FineTuning):
     """Fields of every erasure that learns at such latents: those of :class:`methods.fine_tuning.FineTuning`."""
 
-    def stages(self, model: Denoiser, words: Sequence[str], step: int, *what: str, n: int | None = None) -> list[Draw]:
-        """The random numbers of a step: a word, a place and a timestep for each of ``batch_size`` (or n) latents.
+    def stages(
+        self, model: Denoiser, words: Sequence[str], step: int, *what: str, places: range | None = None
+    ) -> list[Draw]:
+        """The random numbers of a step: a word, a place and a timestep for each of ``batch_size`` (or some) latents.
 
         They depend on the seed, the step, the place in the batch and, where a step has latents of several kinds, what
         kind they are of.
         """
         found = []
-        for row in range(self.batch_size if n is None else n):
+        for row in range(self.batch_size) if places is None else places:
             draw = generator(self.seed, step, row, *what)
             word, stage = words[uniform(0, len(words), draw)], uniform(0, self.steps, draw)
             low, high = (round(i / self.steps * model.total) for i in (stage, stage + 1))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erasebench import fields
+from erasebench.devices import halving
 from erasebench.diffusion import last_token
 from erasebench.diffusion.adapters import attach
 from erasebench.diffusion.encoding import Encoding
@@ -23,7 +25,7 @@ from erasebench.protocols import Adapter, Method
 from erasebench.types import Concept, Pipeline
 from methods.adapters import bare, planted
 from methods.attention_maps import attention
-from methods.fine_tuning import FineTuning, Training, generator, uniform
+from methods.fine_tuning import FineTuning, Gradients, Training, at, generator, slopes, uniform
 from methods.on_policy import Denoiser
 
 
@@ -61,6 +63,28 @@ class Draw(NamedTuple):
     stage: int
     timestep: int
     generator: torch.Generator
+
+
+@dataclass
+class Attacked:
+    """What a step learns from: its draws, latents [b, ...], the original's answers to "" and the concept, masks."""
+
+    draws: list[Draw]
+    z: Tensor
+    empty: Tensor
+    given: Tensor
+    mask: Tensor  # [b, 1, h, w]
+    used: list[nn.Parameter]  # the learnt rows of its words
+    last: Gradients = field(default_factory=list)  # of the rows' last update, which is taken after the erasers'
+
+
+def _step(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    """One update, or none without gradients."""
+    for parameter, gradient in zip(parameters, gradients, strict=bool(gradients)):
+        parameter.grad = gradient
+    if gradients:
+        optimiser.step()
+        optimiser.zero_grad()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +168,21 @@ class Receler(FineTuning, Method):
             optimisers={"erasers": torch.optim.Adam(weights.values(), lr=self.lr), "adversary": adversary},
             state={**weights, **{f"rows.{word}": row for word, row in rows.items()}},
         )
-        training.run(
-            lambda step: self.loss(model, unet, erasers, rows, adversary, ends, step), turn=lambda step: "erasers"
-        )
+        now: Attacked | None = None
+
+        def before(step: int) -> None:
+            nonlocal now
+            now = self.attacked(model, unet, rows, adversary, ends, step)
+
+        def loss(step: int, places: range) -> Tensor:
+            assert now is not None
+            return self.loss(model, unet, erasers, rows, ends, now, places)
+
+        def after() -> None:
+            assert now is not None
+            _step(adversary, now.used, now.last)
+
+        training.run(loss, rows=self.batch_size, turn=lambda step: "erasers", before=before, after=after)
         return attach(pipe, eraser, weights)
 
     def ends(self, pipe: Pipeline, words: Sequence[str]) -> list[int]:
@@ -173,31 +209,58 @@ class Receler(FineTuning, Method):
             found.append(Draw(which, stage, uniform(low, high, draw), draw))
         return found
 
-    def loss(
-        self, model: Denoiser, unet: Any, erasers: Mapping[str, Erasing], rows: Mapping[str, nn.Parameter],
-        adversary: torch.optim.Optimizer, ends: Sequence[int], step: int,
-    ) -> Tensor:  # fmt: skip
-        """What the erasers minimise in a step; the rows have taken theirs when it is returned."""
+    def attacked(
+        self, model: Denoiser, unet: Any, rows: Mapping[str, nn.Parameter], adversary: torch.optim.Optimizer,
+        ends: Sequence[int], step: int,
+    ) -> Attacked:  # fmt: skip
+        """What a step learns from, once the rows have taken all but the last of their updates for it."""
         words, draws = list(rows), self.draws(model, len(rows), step)
+        what = "latents of receler's steps"
+        parts = list(halving(partial(self._asked, model, unet, words, ends), draws, len(draws), what, model.device))
+        z, empty, given, mask = (torch.cat(column) for column in zip(*parts, strict=True))
+        now = Attacked(draws, z, empty, given, mask, [rows[words[i]] for i in sorted({draw.which for draw in draws})])
+
+        def found(places: range) -> Tensor:
+            return F.mse_loss(self._found(model, unet, rows, ends, now, places), at(places, given))
+
+        for left in range(self.attack_steps - 1, -1, -1):
+            now.last = slopes(found, now.used, len(draws), what)[1][0]
+            if left:
+                _step(adversary, now.used, now.last)
+        return now
+
+    @torch.no_grad()
+    def _asked(
+        self, model: Denoiser, unet: Any, words: Sequence[str], ends: Sequence[int], draws: Sequence[Draw]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents that the model with erasers draws, the original's two answers there, and where the concept is."""
         text, times = model.encode([words[draw.which] for draw in draws]), [draw.timestep for draw in draws]
         noise, last = model.noise([draw.generator for draw in draws]), [max(draw.stage - 1, 0) for draw in draws]
         z = model.descend(unet, noise, text, self.steps - 2, last)
-        with torch.no_grad():
-            empty = model.epsilon(model.pipe.unet, z, times, model.encode([""] * len(draws)))
-            with attention(model.pipe.unet) as maps:
-                given = model.epsilon(model.pipe.unet, z, times, text)
-            mask = self.mask(maps, [ends[draw.which] for draw in draws], z.shape[-2:])
-        used = [rows[words[which]] for which in sorted({draw.which for draw in draws})]
-        for left in range(self.attack_steps - 1, -1, -1):
-            found = model.epsilon(unet, z, times, written(text, draws, list(rows.values()), ends))
-            gradients = torch.autograd.grad(F.mse_loss(found, given), used, retain_graph=not left)
-            for row, gradient in zip(used, gradients, strict=True):
-                row.grad = gradient
-            adversary.step()
-            adversary.zero_grad()
-        if not self.attack_steps:
-            found = model.epsilon(unet, z, times, text)
-        outside = torch.stack([_outside(eraser, mask) for eraser in erasers.values()]).mean()
+        empty = model.epsilon(model.pipe.unet, z, times, model.encode([""] * len(draws)))
+        with attention(model.pipe.unet) as maps:
+            given = model.epsilon(model.pipe.unet, z, times, text)
+        return z, empty, given, self.mask(maps, [ends[draw.which] for draw in draws], z.shape[-2:])
+
+    def _found(
+        self, model: Denoiser, unet: Any, rows: Mapping[str, nn.Parameter], ends: Sequence[int], now: Attacked,
+        places: range,
+    ) -> Tensor:  # fmt: skip
+        """What the model with erasers predicts at some places with the learnt rows."""
+        draws, words = at(places, now.draws), list(rows)
+        text = model.encode([words[draw.which] for draw in draws])
+        if self.attack_steps:
+            text = written(text, draws, list(rows.values()), ends)
+        return model.epsilon(unet, at(places, now.z), [draw.timestep for draw in draws], text)
+
+    def loss(
+        self, model: Denoiser, unet: Any, erasers: Mapping[str, Erasing], rows: Mapping[str, nn.Parameter],
+        ends: Sequence[int], now: Attacked, places: range,
+    ) -> Tensor:  # fmt: skip
+        """What the erasers minimise in a step, mean over some places."""
+        found = self._found(model, unet, rows, ends, now, places)
+        outside = torch.stack([_outside(eraser, at(places, now.mask)) for eraser in erasers.values()]).mean()
+        empty, given = at(places, now.empty), at(places, now.given)
         return F.mse_loss(found, empty - self.eta * (given - empty)) + self.localisation * outside
 
     def mask(self, maps: Sequence[Tensor], ends: Sequence[int], size: Sequence[int]) -> Tensor:

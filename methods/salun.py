@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasebench import fields
+from erasebench.devices import halving
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
 from methods.fine_tuning import Layers, generator, student, with_weights
@@ -91,7 +93,8 @@ class SalUn(Remembering, Method):
             for name, tensor in weights.items():
                 tensor.copy_(torch.where(mask[name], tensor, before[name]))
 
-        self.training(concept, weights).run(lambda step: self.loss(model, unet, forget, remain, step), after=restore)
+        loss = partial(self.loss, model, unet, forget, remain)
+        self.training(concept, weights).run(loss, rows=self.batch_size, after=restore)
         return with_weights(pipe, weights)
 
     def mask(
@@ -99,13 +102,18 @@ class SalUn(Remembering, Method):
     ) -> dict[str, Tensor]:
         """Which weights are salient: bool tensors of their shapes."""
         total = [torch.zeros_like(tensor) for tensor in weights.values()]
-        for start in range(0, len(forget), self.batch_size):
-            few = list(forget[start : start + self.batch_size])
-            draws = [generator(self.seed, "saliency", start + row) for row in range(len(few))]
+
+        def of(places: range) -> tuple[Tensor | None, ...]:
+            few, draws = (
+                list(forget[places.start : places.stop]),
+                [generator(self.seed, "saliency", row) for row in places],
+            )
             loss = len(few) * denoising(model, unet, noised(model, few, draws))
-            for sum_, gradient in zip(
-                total, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True
-            ):
+            return torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+
+        what = "latents of salun's saliency"
+        for gradients in halving(of, range(len(forget)), self.batch_size, what, model.device):
+            for sum_, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:
                     sum_ += gradient
         sizes = torch.cat([tensor.abs().flatten() for tensor in total])
@@ -114,12 +122,13 @@ class SalUn(Remembering, Method):
         return {name: tensor.abs() >= least for name, tensor in zip(weights, total, strict=True)}
 
     def loss(
-        self, model: Denoiser, unet: Any, forget: Sequence[Picture], remain: Sequence[Picture], step: int
-    ) -> Tensor:
-        """Mean squares over the latents of a step; only ``unet`` gets gradients."""
-        few = self.noised(model, forget, step)
+        self, model: Denoiser, unet: Any, forget: Sequence[Picture], remain: Sequence[Picture], step: int,
+        places: range | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Mean squares over the latents of a step, or those at some places; only ``unet`` gets gradients."""
+        few = self.noised(model, forget, step, places=places)
         concept, anchor = (model.encode([p[i] for p in few.pictures]) for i in (0, 1))
         with torch.no_grad():
             goal = model.epsilon(unet, few.z, few.timesteps, anchor)
         erase = F.mse_loss(model.epsilon(unet, few.z, few.timesteps, concept), goal)
-        return erase + self.alpha * denoising(model, unet, self.noised(model, remain, step, "remain"))
+        return erase + self.alpha * denoising(model, unet, self.noised(model, remain, step, "remain", places))

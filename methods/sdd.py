@@ -16,7 +16,7 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import FineTuning, student, uniform, with_weights
+from methods.fine_tuning import FineTuning, at, student, uniform, with_weights
 from methods.on_policy import Denoiser
 
 
@@ -101,7 +101,10 @@ class SDD(FineTuning, Method):
             for name, tensor in average.items():
                 tensor.lerp_(weights[name], 1 - self.decay)
 
-        training.run(lambda step: self.loss(model, unet, teacher, self.draws(model, concept, step)), after=follow)
+        def loss(step: int, places: range) -> Tensor:
+            return self.loss(model, unet, teacher, at(places, self.draws(model, concept, step)))
+
+        training.run(loss, rows=self.batch_size, after=follow)
         return with_weights(pipe, average)
 
     def draws(self, model: Denoiser, concept: Concept, step: int) -> list[Draw]:

@@ -16,7 +16,7 @@ from erasebench import fields
 from erasebench.diffusion import cross_attention_projections, last_token
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import Layers, Training
+from methods.fine_tuning import Gradients, Layers, Training, total
 from methods.on_policy import Denoiser, joined
 from methods.shifts import Shift, shifted, with_changes, zero_ups
 from methods.text_rows import encoded
@@ -145,27 +145,33 @@ class SepME(FromImages, Method):
             state={**ups, "mean": mean},
         )
 
-        def step_loss(step: int) -> Tensor:
+        def step_loss(step: int, places: range) -> tuple[Tensor, Tensor]:
             if self.reached(mean):  # nothing is asked and nothing moves any more
                 optimiser.param_groups[0]["lr"] = 0.0
-                return torch.stack([up.sum() for up in ups.values()]).sum() * 0
-            first, second = self.loss(model, unet, pictures, step)
-            value = float(first.detach())
-            before, terms = mean.tolist()
-            after = self.momentum * before + (1 - self.momentum) * value if terms else value
-            mean.copy_(torch.tensor([after, terms + 1]))
-            return first + self.beta * second
+                none = torch.stack([up.sum() for up in ups.values()]).sum() * 0
+                return none, none
+            first, second = self.loss(model, unet, pictures, step, places)
+            return first, self.beta * second
 
-        training.run(step_loss)
+        def averaged(values: Tensor, gradients: list[Gradients]) -> tuple[Tensor, Gradients]:
+            if not self.reached(mean):
+                value, (before, terms) = float(values[0]), mean.tolist()
+                after = self.momentum * before + (1 - self.momentum) * value if terms else value
+                mean.copy_(torch.tensor([after, terms + 1]))
+            return total(values, gradients)
+
+        training.run(step_loss, rows=self.batch_size, mix=averaged)
         return {n: (up.detach().double() @ downs[n].double()).cpu() for n, up in ups.items() if n in layers}
 
     def reached(self, mean: Tensor) -> bool:
         """Whether the moving average, ``[value, terms]``, is below the threshold."""
         return bool(mean[1] > 0 and mean[0] < self.threshold)
 
-    def loss(self, model: Denoiser, unet: Any, pictures: Sequence[Picture], step: int) -> tuple[Tensor, Tensor]:
-        """The two terms of a step, without beta."""
-        few = self.noised(model, pictures, step)
+    def loss(
+        self, model: Denoiser, unet: Any, pictures: Sequence[Picture], step: int, places: range | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The two terms of a step, or of some places in it, without beta."""
+        few = self.noised(model, pictures, step, places=places)
         texts = joined(model.encode([p.text for p in few.pictures]), model.encode([""] * len(few.pictures)))
         z, times = torch.cat([few.z, few.z]), few.timesteps * 2
         given, empty = model.epsilon(unet, z, times, texts).chunk(2)

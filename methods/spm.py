@@ -23,7 +23,7 @@ from erasebench.diffusion.encoding import Encoding
 from erasebench.protocols import Adapter, Guide, Method
 from erasebench.types import Concept, Pipeline, Prompt
 from methods.adapters import bare, planted
-from methods.fine_tuning import FineTuning, Training, generator, uniform
+from methods.fine_tuning import FineTuning, Training, at, generator, uniform
 from methods.on_policy import Denoiser, joined
 
 Matching = Literal["clipcos_tokenuni", "clipcos", "tokenuni", "none"]
@@ -230,13 +230,14 @@ class SPM(FineTuning, Method):
             state={f"{i}.{name}": p for i, parameters in enumerate(found) for name, p in parameters.items()},
         )
 
-        def loss(step: int) -> Tensor:
+        def loss(step: int, places: range) -> Tensor:
             part = step // self.iterations
             for group in optimisers[f"concept{part}"].param_groups:
                 group["lr"] = self.lr * self.rate(step % self.iterations)
-            return self.loss(model, unets[part], self.draws(membranes[part].words, step), step)
+            draws = at(places, self.draws(membranes[part].words, step))
+            return self.loss(model, unets[part], draws, step, places.start)
 
-        training.run(loss, turn=lambda step: f"concept{step // self.iterations}")
+        training.run(loss, rows=self.batch_size, turn=lambda step: f"concept{step // self.iterations}")
         erased = pipe
         for membrane, parameters in zip(membranes, found, strict=True):
             erased = attach(erased, membrane, parameters)
@@ -259,8 +260,8 @@ class SPM(FineTuning, Method):
         """The random numbers of a step, one entry for each latent."""
         return [Draw(words[uniform(0, len(words), g)], uniform(1, self.steps, g), g) for g in self.generators(step)]
 
-    def loss(self, model: Denoiser, unet: Any, draws: Sequence[Draw], step: int) -> Tensor:
-        """Both terms, means over the latents of a step; only the adapters on ``unet`` get gradients."""
+    def loss(self, model: Denoiser, unet: Any, draws: Sequence[Draw], step: int, first: int = 0) -> Tensor:
+        """Both terms, means over latents of a step from the first on; only the adapters on ``unet`` get gradients."""
         text, original = model.encode([draw.word for draw in draws]), model.pipe.unet
         noise = model.noise([draw.generator for draw in draws])
         z = model.descend(unet, noise, text, self.steps - 1, [self.steps - draw.taken for draw in draws])
@@ -269,17 +270,17 @@ class SPM(FineTuning, Method):
             both = joined(model.encode([""] * len(draws)), text)
             empty, given = model.epsilon(original, torch.cat([z, z]), times + times, both).chunk(2)
         erase = F.mse_loss(model.epsilon(unet, z, times, text), empty - self.eta * (given - empty))
-        others = self.surrogates(text, step)
+        others = self.surrogates(text, step, first)
         several, often = z.repeat_interleave(self.anchors, 0), [t for t in times for _ in range(self.anchors)]
         with torch.no_grad():
             same = model.epsilon(original, several, often, others)
         return erase + self.anchor_scale * F.mse_loss(model.epsilon(unet, several, often, others), same)
 
-    def surrogates(self, text: Encoding, step: int) -> Encoding:
-        """``anchors`` Gaussian texts for each of some texts, one after another."""
+    def surrogates(self, text: Encoding, step: int, first: int = 0) -> Encoding:
+        """``anchors`` Gaussian texts for each of some texts, one after another, the first of which is of that place."""
         found: list[Tensor] = []
         for row, states in enumerate(text.states):
-            draw, flat = generator(self.seed, step, row, "anchors"), states.double().cpu().flatten()
+            draw, flat = generator(self.seed, step, first + row, "anchors"), states.double().cpu().flatten()
             while len(found) < (row + 1) * self.anchors:
                 noise = torch.randn(flat.shape, generator=draw, dtype=torch.float64)
                 accept, length = torch.rand(2, generator=draw, dtype=torch.float64)

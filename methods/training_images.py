@@ -125,9 +125,15 @@ class FromImages(FineTuning):
         latents = picture_latents(pipe, [altered(image, i) if altered else image for i, image in kept])
         return [Picture(texts[i][0].text, texts[i][1], z) for i, z in zip(whole, latents, strict=True)]
 
-    def noised(self, model: Denoiser, pictures: Sequence[Picture], step: int, what: str = "") -> Noised:
-        """``batch_size`` pictures at uniform timesteps, z = sqrt(a) x + sqrt(1 - a) e; random by (seed, step, row)."""
-        draws = [generator(self.seed, step, row, what) for row in range(self.batch_size)]
+    def noised(
+        self, model: Denoiser, pictures: Sequence[Picture], step: int, what: str = "", places: range | None = None
+    ) -> Noised:
+        """Pictures at uniform timesteps, z = sqrt(a) x + sqrt(1 - a) e; random by (seed, step, place).
+
+        ``batch_size`` of them, or those at some places of such a batch.
+        """
+        rows = range(self.batch_size) if places is None else places
+        draws = [generator(self.seed, step, row, what) for row in rows]
         chosen = [pictures[uniform(0, len(pictures), draw)] for draw in draws]
         return noised(model, chosen, draws)
 

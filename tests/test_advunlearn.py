@@ -56,7 +56,7 @@ def by_hand(pipe, taught, method, model, words, kept, step):
                 prefix = (prefix - method.attack_lr * torch.autograd.grad(near, prefix)[0].sign()).detach()
         found = slow.ask(pipe.unet, z, t, with_prefix(taught, draw.word, prefix))
         erase += ((found - (empty - method.eta * (given - empty))) ** 2).mean() / method.batch_size
-    for draw in method.stages(model, kept, step, "retain", n=method.retain_batch):
+    for draw in method.stages(model, kept, step, "retain", places=range(method.retain_batch)):
         x, t = latent(pipe, method, draw), draw.timestep
         with torch.no_grad():
             same = slow.ask(pipe.unet, x, t, slow.states(pipe, draw.word))

@@ -14,8 +14,29 @@ from attacks.unlearndiffatk import UnlearnDiffAtk
 from erasebench import devices, diffusion
 from erasebench.diffusion import encoding
 from erasebench.judges import clip, inception
+from erasebench.types import Concept
+from methods import fine_tuning, receler
+from methods.advanchor import AdvAnchor
+from methods.advunlearn import AdvUnlearn
+from methods.age import AGE
+from methods.all_but_one import AllButOne
+from methods.ca import CA
+from methods.crce import CRCE
+from methods.degeneration_tuning import DegenerationTuning
+from methods.doco import DoCo
+from methods.duge import DUGE
+from methods.eap import EAP
 from methods.esd import ESD
 from methods.fine_tuning import Training
+from methods.fmn import FMN
+from methods.kpop import KPOP
+from methods.mace import MACE
+from methods.modular_lora import ModularLora
+from methods.receler import Receler
+from methods.salun import SalUn
+from methods.sdd import SDD
+from methods.sepme import SepME
+from methods.spm import SPM
 from tests.white_box import CAT, PROMPTS, SAMPLER, Brightness, blinded
 
 FULL = "CUDA out of memory. Tried to allocate 2 GiB."
@@ -173,3 +194,60 @@ def test_esd_goes_on_with_fewer_latents_of_the_same_noise(tiny_pipe, monkeypatch
     assert (
         far > 0.1 * method.lr
     ).float().mean() < 0.02  # Adam's first step is lr times a sign, but where it is rounding
+
+
+@pytest.fixture(scope="module")
+def double_pipe(make_pipe):
+    return make_pipe(dtype=torch.float64)
+
+
+OTHERS = {
+    AdvAnchor: {"images": 2, "inner_steps": 1},
+    AdvUnlearn: {"attack_steps": 1, "retain_batch": 4, "warm_up": 0},
+    AGE: {"pool": ["dog", "sun", "owl"], "closest": 3, "centres": 3},
+    AllButOne: {},
+    CA: {"images": 2, "prior_weight": 0.5},
+    CRCE: {"coreferents": {"kitten": 1.0}, "retain": {"dog": 0.5, "sun": 1.0}},
+    DegenerationTuning: {"images": 2},
+    DoCo: {"images": 2, "warm_up": 1, "prior_weight": 0.5},
+    DUGE: {"images": 2},
+    EAP: {"pool": ["dog", "sun", "owl"], "closest": 3, "centres": 3},
+    FMN: {"images": 2},
+    KPOP: {},
+    MACE: {"images": 2},
+    ModularLora: {"images": 2, "tuned": "apart", "tuning_iterations": 1},
+    Receler: {"attack_steps": 2},
+    SalUn: {"images": 2},
+    SDD: {},
+    SepME: {"images": 2, "pads": 0, "concept_others": False},
+    SPM: {"anchors": 2, "warm_up": 1},
+}
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: method.__name__)
+def test_every_training_goes_on_with_the_same_gradients(double_pipe, monkeypatch, caplog, method):
+    """Two updates with memory for one latent, beside the whole batch of three, in float64."""
+    pipe = double_pipe
+    concept = Concept(name="cat", phrases=("cat",), anchor="dog", neighbours={"near": ("dog",)})
+    common = {"iterations": 2, "steps": 2, "batch_size": 3, "guidance_scale": 1.0}
+    made = method(
+        **{key: value for key, value in (common | OTHERS[method]).items() if key in method.__dataclass_fields__}
+    )
+    whole, real, asked = made.erase(pipe, concept), fine_tuning.slopes, []
+
+    def limited(loss, parameters, rows, what):
+        return real(most(loss, 1, asked), parameters, rows, what)
+
+    monkeypatch.setattr(fine_tuning, "slopes", limited)
+    monkeypatch.setattr(receler, "slopes", limited)
+    parts = made.erase(pipe, concept)
+    assert max(asked) >= 3 and asked.count(1) >= 6 and "latents of" in caplog.text and "going on with 1" in caplog.text
+    found, before = tensors(parts, pipe), tensors(whole, pipe)
+    assert found.keys() == before.keys() != set()
+    for name, tensor in before.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def tensors(erased, original):
+    beside = {f"{i}.{n}": t for i, one in enumerate(getattr(erased, "adapters", ())) for n, t in one.tensors.items()}
+    return diffusion.changed_tensors(erased, original) | beside

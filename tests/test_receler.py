@@ -19,7 +19,7 @@ from erasebench.store import workspace
 from erasebench.types import Concept
 from methods import fine_tuning
 from methods.adapters import bare, planted
-from methods.receler import Eraser, Receler
+from methods.receler import Eraser, Receler, _step
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_training.py"))))
 several = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("test_several_concepts.py"))))
@@ -87,7 +87,8 @@ def test_the_loss_its_gradient_and_the_attack_are_the_literal_ones(make_pipe):
     ours = rows["cat"].detach().clone().requires_grad_()
     assert ours.min() >= 0 and ours.max() <= 1 and ends == [3]
     adversary = torch.optim.Adam(rows.values(), lr=0.1, weight_decay=0.1)
-    loss = method.loss(model, unet, erasers, rows, adversary, ends, 3)
+    now = method.attacked(model, unet, rows, adversary, ends, 3)
+    loss = method.loss(model, unet, erasers, rows, ends, now, range(2))
     found = torch.autograd.grad(loss, list(weights.values()))
 
     other = wrapped(pipe.unet, erasers).requires_grad_(False)
@@ -127,6 +128,7 @@ def test_the_loss_its_gradient_and_the_attack_are_the_literal_ones(make_pipe):
     adam.zero_grad()
     slow.mean_square([asked(z, t) for z, t, *_ in latents], [ec for *_, ec, _ in latents]).backward(inputs=[ours])
     adam.step()  # the attack's last step is taken beside the erasers'
+    _step(adversary, now.used, now.last)
     torch.testing.assert_close(rows["cat"].detach(), ours.detach(), rtol=1e-7, atol=1e-9)
 
 
