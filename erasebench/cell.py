@@ -212,6 +212,8 @@ def check_numbers(config: Any) -> None:
     for switch in ("vae_tiling", "channels_last"):
         if model.get(switch) is not None:
             fields.flag(f"model.{switch}", model[switch])
+    if model.get("offload") is not None:
+        fields.choice("model.offload", model["offload"], ("model", "sequential"))
     fields.integer("model.steps", model["steps"], least=1, most=MOST_STEPS)
     fields.integer("model.batch_size", model["batch_size"], least=1, most=MOST_AT_ONCE)
     fields.number("model.guidance_scale", model["guidance_scale"])

@@ -12,7 +12,7 @@ from erasebench import fields, labels, several
 from erasebench.composition import BETWEEN
 
 FREE = {
-    "model": ("batch_size", "device", "channels_last"),
+    "model": ("batch_size", "device", "channels_last", "offload"),
     "attack": ("batch_size",),
 }  # settings that do not change results
 GROWING = ("n", "limit")  # settings of prompts that add to a run instead of making another

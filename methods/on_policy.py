@@ -41,6 +41,10 @@ class Denoiser:
     """
 
     def __init__(self, pipe: Pipeline, *, steps: int, guidance_scale: float, autocast: Autocast = False) -> None:
+        if getattr(pipe, "offload", None):
+            raise ValueError(
+                "model.offload must be null for a method that asks the UNet itself; use model.offload=null"
+            )
         config = pipe.scheduler.config
         if (kind := config.get("prediction_type", type(pipe.scheduler).__name__)) not in ("epsilon", "v_prediction"):
             raise ValueError(f"model must predict epsilon or v_prediction; got {kind}")

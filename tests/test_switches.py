@@ -8,7 +8,9 @@ import torch
 
 from erasebench import diffusion
 from erasebench.cell import drawing
-from erasebench.types import Prompt
+from erasebench.diffusion.offloading import offloaded
+from erasebench.types import Concept, Prompt
+from methods.esd import ESD
 from tests.small import small_run
 
 PROMPTS = [Prompt(id=str(i), text="a cat", seed=i) for i in range(2)]
@@ -68,3 +70,33 @@ def test_a_run_takes_them(tmp_path):
     assert tiled.folder != first.folder and "vae_tiling" in tiled.folder.parent.name
     with pytest.raises(ValueError, match=r"model.vae_tiling must be true or false"):
         small_run(tmp_path, "method=none", "model.vae_tiling=maybe")
+
+
+def test_parts_wait_elsewhere_while_drawing_and_the_pipeline_and_its_forks_have_no_hooks(tiny_pipe, monkeypatch):
+    """The hooks of a GPU, with the CPU in its place; accelerate's for single layers do not work there."""
+    marked, kind = diffusion.fork(tiny_pipe), "model"
+    marked.offload = (kind, "cpu")
+    before = diffusion.fingerprint(marked)
+    assert np.array_equal(images(marked, 64), images(tiny_pipe, 64)) and diffusion.fingerprint(marked) == before
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
+    weight = tiny_pipe.unet.get_parameter(name) + 1.0
+    erased, plain = (diffusion.apply_tensors(pipe, {f"unet.{name}": weight}) for pipe in (marked, tiny_pipe))
+    assert erased.offload == (kind, "cpu") and np.array_equal(images(erased, 64), images(plain, 64))
+    assert not np.array_equal(images(erased, 64), images(tiny_pipe, 64))
+    assert not any(hasattr(m, "_hf_hook") for pipe in (marked, erased) for m in pipe.unet.modules())
+    with pytest.raises(ValueError, match=r"model\.offload must be null for a method that asks the UNet itself"):
+        ESD(iterations=1).erase(marked, Concept(name="cat", phrases=("cat",)))
+    asked = []
+    monkeypatch.setattr(
+        type(marked), "enable_sequential_cpu_offload", lambda self, device: asked.append((self, device))
+    )
+    marked.offload = ("sequential", "cuda")
+    own = offloaded(marked)
+    assert asked == [(own, "cuda")] and own is not marked and offloaded(tiny_pipe) is tiny_pipe
+
+
+def test_offloading_without_a_gpu_is_refused_before_a_weight_is_read(folder):
+    with pytest.raises(ValueError, match=r"model\.offload must be null without a GPU; got model"):
+        diffusion.load(folder, device="cpu", offload="model")
+    with pytest.raises(ValueError, match=r"model\.offload must be one of model, sequential; got 'disk'"):
+        diffusion.load(folder, device="cpu", offload="disk")

@@ -9,6 +9,7 @@ import torch
 
 from erasebench.devices import halving
 from erasebench.diffusion.flow import encode_flow, is_flow, longest_tokenizer
+from erasebench.diffusion.offloading import device_of
 from erasebench.types import Pipeline
 
 FLOW_TEXTS_KEPT = 64  # of 512 rows of 4096: 540 MB in float32
@@ -121,13 +122,13 @@ def encode_batch(pipe: Pipeline, texts: Sequence[str], rows: int | None = None) 
         return Encoding(*encode_flow(pipe, texts))
     if getattr(pipe, "text_encoder_2", None) is None:
         encoder = pipe.text_encoder
-        tokens = _tokens(pipe.tokenizer, texts).to(encoder.device)
+        tokens = _tokens(pipe.tokenizer, texts).to(device_of(pipe, encoder))
         ids, mask = tokens.input_ids[:, :rows], tokens.attention_mask[:, :rows]
         masked = getattr(encoder.config, "use_attention_mask", False)
         states = encoder(ids, attention_mask=mask if masked else None)[0]
         return Encoding(states, states.new_empty(len(texts), 0))
     first, second = (
-        encoder(_tokens(tokenizer, texts).input_ids[:, :rows].to(encoder.device), output_hidden_states=True)
+        encoder(_tokens(tokenizer, texts).input_ids[:, :rows].to(device_of(pipe, encoder)), output_hidden_states=True)
         for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
     )
     return Encoding(torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds)

@@ -18,6 +18,7 @@ import torch
 from erasebench import fields
 from erasebench.devices import check_device
 from erasebench.diffusion.flow import denoiser
+from erasebench.diffusion.offloading import OFFLOADS
 from erasebench.diffusion.schedulers import check_scheduler, scheduler_of
 from erasebench.store.files import tensor_header
 from erasebench.types import Pipeline
@@ -38,6 +39,7 @@ def load(
     scheduler: str | None = None,
     vae_tiling: bool | None = None,
     channels_last: bool | None = None,
+    offload: str | None = None,
 ) -> Pipeline:
     """A Stable Diffusion 1.x, 2.x, XL or 3 or a FLUX pipeline in eval mode, without gradients or a safety checker.
 
@@ -54,6 +56,8 @@ def load(
         vae_tiling: decode latents in overlapping tiles where they are larger than the VAE was trained on: less memory,
             slightly different images.
         channels_last: keep the channels of UNet and VAE last, as GPUs' half-precision convolutions want them.
+        offload: ``model`` or ``sequential``: the parts, or their layers, wait on the CPU and are on the GPU while they
+            are asked, by diffusers' own hooks (:func:`erasebench.diffusion.offloading.offloaded`).
         scheduler: a sampler by name (``diffusion.schedulers.scheduler_of``), or None for the model's own.
 
     Raises:
@@ -64,7 +68,14 @@ def load(
     """
     fields.choice("model.dtype", dtype, DTYPES)
     check_scheduler(scheduler)
-    pipe = _load(path, revision, dtype, check_device("model.device", device))
+    where = check_device("model.device", device)
+    if offload is not None:
+        fields.choice("model.offload", offload, OFFLOADS)
+    if offload is not None and not where.startswith("cuda"):
+        raise ValueError(f"model.offload must be null without a GPU; got {offload}; leave it out, or set model.device")
+    pipe = _load(path, revision, dtype, "cpu" if offload else where)
+    if offload is not None:
+        pipe.offload = (offload, where)
     if scheduler is not None:
         pipe.scheduler = scheduler_of(pipe, scheduler)
     return switched(pipe, vae_tiling=vae_tiling, channels_last=channels_last)

@@ -16,6 +16,7 @@ from PIL import Image
 from erasebench.devices import halving
 from erasebench.diffusion.encoding import Encoding, Texts
 from erasebench.diffusion.flow import check_flow, denoiser, is_flow, latent_channels, multiple, sample_flow
+from erasebench.diffusion.offloading import device_of, offloaded
 from erasebench.diffusion.schedulers import level, noise_from, predicts_velocity, velocity_from
 from erasebench.protocols import Guide
 from erasebench.types import Pipeline, Prompt, Status
@@ -80,6 +81,7 @@ def generate(
     Raises:
         ValueError: sizes, steps or embeddings that do not fit the model, before anything is drawn.
     """
+    pipe = offloaded(pipe)
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1; got {steps} and {batch_size}")
     _check_model(pipe)
@@ -99,7 +101,7 @@ def generate(
             latents = _sample(pipe, batch, texts, shape, steps, guidance_scale)
         return list(_finish(batch, _decode(vae, latents)))
 
-    return chain.from_iterable(halving(draw, prompts, batch_size, "images", denoiser(pipe).device))
+    return chain.from_iterable(halving(draw, prompts, batch_size, "images", device_of(pipe, denoiser(pipe))))
 
 
 @torch.inference_mode()
@@ -107,7 +109,7 @@ def _sample(
     pipe: Pipeline, prompts: Sequence[Prompt], texts: Texts, shape: tuple[int, int, int], steps: int, default: float
 ) -> torch.Tensor:
     """Latents [batch, channels, h, w] of some prompts after all denoising steps."""
-    device, dtype = pipe.unet.device, pipe.unet.dtype
+    device, dtype = device_of(pipe, pipe.unet), pipe.unet.dtype
     generators = [_generator(p) for p in prompts]
     scheduler = copy.deepcopy(pipe.scheduler)
     scheduler.set_timesteps(steps, device=device)
@@ -156,7 +158,7 @@ def _conditions(
 
     First a branch of b equal rows per text of ``before``, then the prompts, then a branch per text of ``after``.
     """
-    device, dtype = pipe.unet.device, pipe.unet.dtype
+    device, dtype = device_of(pipe, pipe.unet), pipe.unet.dtype
     xl = getattr(pipe, "text_encoder_2", None) is not None
     rows = [texts[p.text].states if p.embeds is None else torch.from_numpy(p.embeds)[None] for p in prompts]
     zeros = xl and pipe.config.force_zeros_for_empty_prompt
