@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def load(cell: Cell) -> Pipeline:
     """The original model, float weights as configured, on the configured device."""
     model = cell.config["model"]
     device = check_device("model.device", model["device"])
-    switches = {key: model.get(key) for key in ("scheduler", "vae_tiling", "channels_last")}
+    switches = {key: model.get(key) for key in ("scheduler", "vae_tiling", "channels_last", "offload")}
     name = f"{cell.model_hash} {model['dtype']} {device} {switches}"
     with cell.measured("load") as record:
         record["cached"] = name in loaded.pipes
@@ -52,17 +53,27 @@ def load(cell: Cell) -> Pipeline:
 
 
 def check_family(pipe: Pipeline, method: Method, attack: Attack, names: Mapping[str, str]) -> None:
-    """A transformer is drawn and measured; methods say whether they can work on it, and attacks must only ask.
+    """Methods say whether they work on UNets, on transformers, or both; attacks on transformers must only ask.
 
     Raises:
-        ValueError: a method or an attack for UNets.
+        ValueError: a method or an attack for the other kind.
     """
+    if getattr(pipe, "offload", None) and attack.access == "model":
+        raise ValueError(
+            f"model.offload must be null for attack={names['attack']}, which asks the denoiser itself; use a larger GPU"
+        )
+    works_on = getattr(method, "denoisers", ("unet",))
     if not diffusion.is_flow(pipe):
+        if "unet" not in works_on:
+            raise ValueError(
+                f"method {names['method']} must have a transformer (model=sd3, flux); {type(pipe).__name__} has a "
+                "UNet; see erasebench ls methods"
+            )
         return
-    if "transformer" not in getattr(method, "denoisers", ("unet",)):
+    if "transformer" not in works_on:
         raise ValueError(
             f"method {names['method']} must be defined for transformers; {type(pipe).__name__} has no UNet; use "
-            "method=none or method=checkpoint"
+            "method=esd_flow, uce_flux (FLUX), checkpoint or none"
         )
     if attack.access != "none":
         raise ValueError(
@@ -364,9 +375,20 @@ def _part(
     return subset, base, store.key(evaluator.version, without_devices(node), cell.made_from(node), inputs)
 
 
+def _stated(score: Score) -> Score:
+    """A score whose status says what its value is: no number is an error where nothing else is said, and has no value.
+
+    >>> _stated(Score(evaluator="e", metric="m", value=float("inf"), group="target"))
+    Score(evaluator='e', metric='m', value=nan, ... status='error', ...)
+    """
+    if score.status == "ok" and math.isfinite(score.value):
+        return score
+    return replace(score, value=math.nan, low=None, high=None, status="error" if score.status == "ok" else score.status)
+
+
 def _score(
     record: dict[str, Any], evaluator: Evaluator, images: ImageSet, original: ImageSet, folder: Path
 ) -> None:  # fmt: skip
     record["cached"] = False
-    rows = [asdict(s) for s in evaluator.score(images, original)] if images.prompts else []
+    rows = [asdict(_stated(s)) for s in evaluator.score(images, original)] if images.prompts else []
     (folder / "scores.json").write_text(json.dumps(rows), encoding="utf-8")

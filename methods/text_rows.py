@@ -33,6 +33,8 @@ from methods.closed_form import Pair
 
 Pooling = Literal["last+pad", "last", "all"]
 BATCH = 64  # texts encoded at once: 1,734 preserved artists fit in memory
+OBJECT_PROMPTS = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
+STYLE_PROMPTS = ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}")
 
 
 class Rows(Protocol):
@@ -108,6 +110,12 @@ class EditTexts:
         """Pooled rows of the pairs, [n, d] float64 each, and the Gram matrix of the preserved rows, [d, d] float64."""
         rows = BareTexts(self.pooling) if isinstance(self.pooling, str) else self.pooling
         return rows.pairs(pipe, pairs), rows.gram(pipe, kept)
+
+
+def expanded(kind: str, pairs: Iterable[tuple[str, str]], fill: bool) -> list[tuple[str, str]]:
+    """Five phrases around each (text, anchor) of a concept of some kind; ``fill``: around the anchor, too."""
+    prompts = STYLE_PROMPTS if kind == "style" else OBJECT_PROMPTS
+    return [(p.format(text), p.format(to) if fill else to) for text, to in pairs for p in prompts]
 
 
 @dataclass(frozen=True)

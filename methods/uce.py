@@ -20,10 +20,7 @@ from erasebench.fields import choice, flag, number
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
 from methods.closed_form import WEIGHT, Pair, edited_weight, shared_matrix, tensor_matrices, weight64
-from methods.text_rows import EditTexts
-
-OBJECT_PROMPTS = ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}")
-STYLE_PROMPTS = ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}")
+from methods.text_rows import EditTexts, expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +96,10 @@ class UCE(EditTexts, Method):
         pairs = super().pairs(concept)
         if not self.expand_prompts:
             return pairs
-        fill_anchor, expanded = self.pooling == "last", []
+        fill, more = self.pooling == "last", list[tuple[str, str]]()
         for part in concept.singles:
-            prompts = STYLE_PROMPTS if part.kind == "style" else OBJECT_PROMPTS
-            for text, to in super().pairs(part):
-                expanded += [(p.format(text), p.format(to) if fill_anchor else to) for p in prompts]
-        return pairs + expanded
+            more += expanded(part.kind, super().pairs(part), fill)
+        return pairs + more
 
     def _problem(self, pipe: Pipeline, concept: Concept) -> tuple[list[Pair], Tensor, dict[str, float]]:
         kept = self.kept(concept)

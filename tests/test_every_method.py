@@ -16,7 +16,7 @@ from erasebench.store.files import tensor_header
 from erasebench.types import Concept
 
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog", neighbours={"visual": ("lion",)})
-FOR_ONE_MODEL = ("checkpoint", "oracle")  # weights of one model: tests of their own
+FOR_ONE_MODEL = ("checkpoint", "oracle", "uce_flux", "esd_flow")  # one model, transformers: tests of their own
 METHODS = sorted(p.stem for p in (conf_folder() / "method").glob("*.yaml") if p.stem not in FOR_ONE_MODEL)
 CROSS, SELF = r"\.attn2\.", r"\.attn1\."
 KEYS_AND_VALUES = r"\.attn2\.to_[kv]\.weight$"

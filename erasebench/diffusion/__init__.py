@@ -10,7 +10,7 @@ from erasebench.diffusion.encoding import (
     token_table,
     tokenise,
 )
-from erasebench.diffusion.flow import denoiser, is_flow
+from erasebench.diffusion.flow import denoiser, is_flow, packed, partway, text_rows, velocity
 from erasebench.diffusion.loading import load
 from erasebench.diffusion.sampling import generate, latent_shape, noise, projected_once
 from erasebench.diffusion.weights import (
@@ -43,9 +43,13 @@ __all__ = [
     "latent_shape",
     "load",
     "noise",
+    "packed",
+    "partway",
     "picture_latents",
     "projected_once",
+    "text_rows",
     "token_table",
     "tokenise",
+    "velocity",
     "weight64",
 ]

@@ -2,9 +2,11 @@
 
 Hu et al., arXiv:2106.09685. Two families of names are read: that of peft and diffusers
 (``unet.<module>.lora_A.weight``, older ``.lora.down.weight`` and ``processor.to_q_lora.down.weight``) and that of kohya
-(``lora_unet_<module with underscores>.lora_down.weight``), for linear and convolutional layers of the UNet and the text
-encoders. alpha is the file's own tensor, else that of the settings peft left beside it (``adapter_config.json``) or
-diffusers in its metadata, with their patterns; without any it is the rank, as diffusers has it.
+(``lora_unet_<module with underscores>.lora_down.weight``), for linear and convolutional layers of the UNet or
+transformer and the text encoders. Modules of a transformer have diffusers' names (``transformer.<module>``); kohya's
+own, of another layout, are refused. alpha is the file's own tensor, else that of the settings peft left beside it
+(``adapter_config.json``) or diffusers in its metadata, with their patterns; without any it is the rank, as diffusers
+has it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.
 UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight",
       ".lora_linear_layer.up.weight", "_lora.up.weight")  # fmt: skip
 OTHER = re.compile(r"dora_scale|lora_magnitude_vector|hada_|lokr_|lora_mid|\.oft_|\.diff(_b)?$")
-KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+         "lora_transformer_": "transformer"}  # fmt: skip
 
 UNMERGEABLE = (
     "use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters",
@@ -70,12 +73,13 @@ def adapters(
     for part, setting in settings.items():
         refuse_unmergeable(part, setting)
     sides: dict[str, dict[str, str]] = {}
+    base = "transformer" if any(name.startswith("transformer.") for name in model) else "unet"
     by_underscores = {re.sub(r"\.", "_", name): name for name in model if name.endswith(".weight")}
     for name in shapes:
         if OTHER.search(name):
             raise ValueError(f"lora must be a plain LoRA; got {name}; merge it with its own tool, then give the folder")
         stem, side = _split(name)
-        sides.setdefault(_weight(stem, by_underscores), {})[side] = name
+        sides.setdefault(_weight(stem, by_underscores, base), {})[side] = name
     found = {}
     for weight, names in sides.items():
         if not {"down", "up"} <= set(names):
@@ -114,8 +118,8 @@ def _split(name: str) -> tuple[str, str]:
     raise ValueError(f"lora must hold pairs of low-rank tensors only; got {name}; save it with diffusers or kohya")
 
 
-def _weight(stem: str, by_underscores: Mapping[str, str]) -> str:
-    """Canonical name of the weight that a stem changes; a stem without a part is the UNet's."""
+def _weight(stem: str, by_underscores: Mapping[str, str], base: str) -> str:
+    """Canonical name of the weight that a stem changes; a stem without a part is the denoiser's, ``base``."""
     for prefix, part in KOHYA.items():
         if stem.startswith(prefix):
             flat = f"{part}_{stem.removeprefix(prefix).removeprefix('text_model_')}_weight"
@@ -124,9 +128,9 @@ def _weight(stem: str, by_underscores: Mapping[str, str]) -> str:
         stem.removeprefix("base_model.model.").replace(".processor.to_out", ".to_out.0").replace(".processor.", ".")
     )
     part, _, rest = module.partition(".")
-    if part not in ("unet", "text_encoder", "text_encoder_2"):
-        part, rest = "text_encoder" if part == "text_model" else "unet", module
-    if part != "unet":
+    if part not in ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        part, rest = "text_encoder" if part == "text_model" else base, module
+    if part not in ("unet", "transformer"):
         rest = rest.removeprefix("text_model.")
     return f"{part}.{rest}.weight"
 
