@@ -42,6 +42,7 @@ CHANGES = {  # recipe -> pattern of the tensors of the pipeline it may change, f
     "conceptprune": r"\.ff\.net\.2\.weight$",
     "receler": "",
     "spm": "",
+    "saeuron_": "",
 }  # fmt: skip
 PARTLY = ("salun_", "fmn", "conceptprune")  # which of them is decided by gradients: tests of their own
 QUICK = {
@@ -56,6 +57,8 @@ QUICK = {
     "inner_steps": 1,
     "tuning_iterations": 1,
     "pads": 0,
+    "epochs": 1,
+    "scored": 2,
 }  # fmt: skip
 
 
@@ -64,7 +67,7 @@ def made(name):
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         method = instantiate(compose(f"method/{name}", ["+seed=0"]).method, _convert_="all")
     known = {f.name for f in fields(method)}
-    trained = "iterations" in known
+    trained = known & {"iterations", "epochs"}
     quick = QUICK | ({"iterations": 2, "warm_up": 1} if "warm_up" in known else {})
     return replace(method, **{k: v for k, v in quick.items() if k in known}) if trained else method
 

@@ -10,6 +10,7 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel
 
 from erasebench import diffusion
+from erasebench.diffusion.adapters import attached
 from methods.fine_tuning import layer_names
 from tests.test_every_method import CAT, CHANGES, made
 from tests.test_sd14_shape import clip_tokenizer
@@ -48,6 +49,18 @@ def test_the_thin_unet_has_the_names_of_the_real_one(pipe):
     assert sum(p.numel() for p in real.parameters()) == 859_520_964
     assert [name for name, _ in real.named_parameters()] == [name for name, _ in pipe.unet.named_parameters()]
     assert len(layer_names(pipe.unet, "xattn_strict")) == 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["saeuron_object", "saeuron_style"])
+def test_an_autoencoder_hangs_beside_the_block_of_the_published_recipe(pipe, name):
+    erased = made(name).erase(pipe, CAT)
+    (one,) = attached(erased)
+    block = {"saeuron_object": "up_blocks.1.attentions.1", "saeuron_style": "up_blocks.1.attentions.2"}[name]
+    assert one.tensors[f"{block}.decoder"].shape == (16 * 96, 96)
+    assert one.tensors[f"{block}.times"].shape == (6,)  # PNDM asks once more than its 5 steps
+    assert all(torch.isfinite(t).all() for t in one.tensors.values())
+    assert not diffusion.changed_tensors(erased, pipe)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,9 +34,25 @@ def attached(pipe: Pipeline) -> tuple[Attached, ...]:
 
 
 def hang(unet: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Let modules change the output of the layers that they are named after; ``unet`` is changed, so give a fork's."""
+    """Let modules change the output of the layers that they are named after; ``unet`` is changed, so give a fork's.
+
+    A module with a method ``at`` is told the timesteps before every call of the UNet.
+    """
     for path, module in modules.items():
         unet.get_submodule(path).register_forward_hook(module)
+        if hasattr(module, "at"):
+            unet.register_forward_pre_hook(_Clock(module), with_kwargs=True)
+
+
+class _Clock:
+    """Tells a module which timesteps the UNet that it hangs on is asked for."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timesteps = args[1] if len(args) > 1 else kwargs["timestep"]
+        self.module.at(torch.as_tensor(timesteps, device=next(self.module.parameters()).device).flatten())
 
 
 def attach(pipe: Pipeline, adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> Pipeline:
