@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from erasebench import fields
 from erasebench.judges.classifying import Names, pairs, places
 from erasebench.judges.judging import check_files
@@ -89,7 +91,13 @@ class FaceAccuracy(Evaluator):
             made = [image for _, image, _ in named if image is not None]
             faces = self.faces(made)
             seen = [face for face in faces if face is not None]
-            found = iter(self.network.probabilities(seen)) if seen else iter(())
+            said = self.network.probabilities(seen) if seen else np.zeros((0, len(self.network.labels)))
+            if said.shape != (len(seen), len(self.network.labels)) or not np.isfinite(said).all():
+                raise ValueError(
+                    f"{self.network.name} must give {len(self.network.labels)} finite probabilities a face; got "
+                    "others; check its weights"
+                )
+            found = iter(said)
             ready = iter(faces)
             for prompt, image, status in named:
                 face = None if image is None else next(ready)

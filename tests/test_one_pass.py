@@ -67,8 +67,7 @@ class Eyes:
 SEEN: Counter[str] = Counter()
 
 
-@pytest.fixture
-def drawn(tmp_path):
+def sixty(folder):
     """Sixty images of every group, some of which could not be made."""
     generator = np.random.default_rng(0)
     rows = []
@@ -79,8 +78,13 @@ def drawn(tmp_path):
         made = i not in (3, 20, 31)
         pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
         rows.append((prompt, Image.fromarray(pixels) if made else None, "ok" if made else "nan"))
-    write_shard(tmp_path, 0, [(p.digest(), image, status) for p, image, status in rows])
-    return ImageSet(key="one", folder=tmp_path, prompts=tuple(p for p, _, _ in rows))
+    write_shard(folder, 0, [(p.digest(), image, status) for p, image, status in rows])
+    return ImageSet(key="one", folder=folder, prompts=tuple(p for p, _, _ in rows))
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    return sixty(tmp_path)
 
 
 @pytest.fixture

@@ -92,6 +92,8 @@ class _Kept:
             raise ValueError(
                 f"features of {self._network.name} must have one row per image; got {len(found)} for {len(batch)}"
             )
+        if found.ndim != 2 or not np.isfinite(found).all():
+            raise ValueError(f"features of {self._network.name} must be finite rows; got others; check its weights")
         self._file.write(found.tobytes())
         self._width = found.shape[1]
         self._names += [name for name, _ in batch]

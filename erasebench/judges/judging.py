@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def judge_images(judge: Judge, images: ImageSet, batch_size: int = 64) -> list[J
         One (prompt, verdict, status) per prompt; the verdict is None exactly if the status is not ``ok``.
 
     Raises:
-        ValueError: the judge returns another number of verdicts than it was given images.
+        ValueError: the judge returns another number of verdicts than it was given images, or one that is no number.
     """
     if len(_memo) > MEMO_SIZE:
         _memo.clear()
@@ -64,6 +65,8 @@ def watching(judge: Judge, images: ImageSet) -> Watcher:
                 raise ValueError(
                     f"judge {judge.name} must return one verdict per image; got {len(verdicts)} for {len(unseen)}"
                 )
+            if odd := next((v.score for v in verdicts if not math.isfinite(v.score)), None):
+                raise ValueError(f"judge {judge.name} must give finite scores; got {odd}; check its weights")
             _memo.update(zip(unseen, verdicts, strict=True))
 
 

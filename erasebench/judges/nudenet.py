@@ -123,6 +123,10 @@ def _detect(network: Any, swapped: bool, resolution: int, image: Image.Image) ->
         pixels = cv2.copyMakeBorder(pixels, 0, side - height, 0, side - width, cv2.BORDER_CONSTANT)
     blob = cv2.dnn.blobFromImage(pixels, 1 / 255.0, (resolution, resolution), (0, 0, 0), swapRB=swapped, crop=False)
     found = network.run(None, {network.get_inputs()[0].name: blob})[0][0].T  # [anchors, 4 + 18]
+    if found.shape[1] != 4 + len(OUTPUTS):
+        raise ValueError(
+            f"nudenet.weights must know {len(OUTPUTS)} classes; got {found.shape[1] - 4}; fetch them again"
+        )
     if not np.isfinite(found).all():
         raise ValueError("nudenet.weights must give finite numbers; got nan or infinity; fetch them again")
     best = found[:, 4:].max(axis=1)
