@@ -276,9 +276,9 @@ class Training:
 
     def run(
         self,
-        loss: Callable[[int, range], Tensor | tuple[Tensor, ...]],
+        loss: Callable[..., Tensor | tuple[Tensor, ...]],
         *,
-        rows: int,
+        rows: int | None = None,
         mix: Mix = total,
         turn: Callable[[int], str] | None = None,
         before: Callable[[int], None] = lambda step: None,
@@ -291,7 +291,7 @@ class Training:
                 terms. Random numbers in it must depend on the step and the place alone, and it must leave everything
                 as it was. Without memory for all places gradients are added up over halves, which changes rounding
                 alone (:func:`slopes`).
-            rows: places of a step.
+            rows: places of a step; None: ``loss(step)`` is taken whole.
             mix: from the terms' means over all places and their gradients, the loss and its gradient; their sums.
             turn: name of the step's optimiser; None: there is only one.
             before, after: called before each step, with its number, and after each update.
@@ -305,7 +305,8 @@ class Training:
             for step in range(first, self.iterations):
                 optimiser = self.optimisers[turn(step)] if turn else next(iter(self.optimisers.values()))
                 before(step)
-                bar.set_postfix(loss=self._update(step, partial(loss, step), optimiser, rows, mix))
+                of = partial(loss, step) if rows else lambda places, step=step: loss(step)
+                bar.set_postfix(loss=self._update(step, of, optimiser, rows or 1, mix))
                 bar.update()
                 after()
                 if step + 1 < self.iterations and time.monotonic() - saved >= pause:
