@@ -22,8 +22,9 @@ from methods.on_policy import Denoiser
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_training.py"))))
 RECIPES = sorted(
-    path.stem for name in ("esd_*", "sdd", "eap_*") for path in (conf_folder() / "method").glob(f"{name}.yaml")
-)
+    path.stem for name in ("esd_[!f]*", "esd_full", "sdd", "eap_*")
+    for path in (conf_folder() / "method").glob(f"{name}.yaml")
+)  # fmt: skip
 
 
 def recipe(name, *overrides):

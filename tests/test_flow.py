@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from transformers import (
     CLIPTextConfig,
@@ -27,7 +30,7 @@ from transformers import (
 
 import erasebench
 from benchmarks.erase import sd14_tokenizer
-from erasebench import diffusion
+from erasebench import conf_folder, diffusion
 from erasebench.diffusion.encoding import Texts
 from erasebench.types import Concept, Prompt
 from methods.checkpoint import Checkpoint
@@ -255,6 +258,13 @@ def test_esd_trains_the_attention_alone_by_the_seed(folders, family):
     assert not any("norm_q" in name or "norm_k" in name for name in changed)
     assert diffusion.changed_tensors(again, one) == {} != diffusion.changed_tensors(other, one)
     assert diffusion.fingerprint(pipe) == before and not pipe.transformer.training
+
+
+@pytest.mark.parametrize("name", ["esd_flow", "uce_flux"])
+def test_a_recipe_names_every_field_with_the_default_of_the_code(name):
+    node = OmegaConf.to_container(OmegaConf.load(conf_folder() / "method" / f"{name}.yaml"), resolve=False)
+    made = instantiate(node | {"seed": 0} if name == "esd_flow" else node, _convert_="all")
+    assert set(node) - {"_target_"} == {field.name for field in fields(made)} and made == type(made)()
 
 
 def test_uce_of_flux_is_its_program_s_formula():
