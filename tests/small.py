@@ -1,4 +1,4 @@
-"""One small cell of the embedded model, run as Python users do; seconds."""
+"""One small cell of the embedded model's first edition, the lighter one, run as Python users do; seconds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import erasebench
 
 SMALL = (
-    "evaluator=[classifier,asr]", "prompts.n={target:4,paraphrase:0,neighbour:0,unrelated:3,coco:0}", "model.steps=2",
-    "model.batch_size=4",
+    "model=emoji", "evaluator=[classifier,asr]", "prompts.n={target:4,paraphrase:0,neighbour:0,unrelated:3,coco:0}",
+    "model.steps=2", "model.batch_size=4",
 )  # fmt: skip
 
 

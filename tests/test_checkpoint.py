@@ -24,7 +24,8 @@ KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 TEXT = "encoder.layers.1.self_attn.q_proj"
 
 
-SMALL = ["prompts.n={target:4,paraphrase:0,neighbour:2,unrelated:2,coco:0}", "model.steps=2", "model.batch_size=4",
+SMALL = ["model=emoji", "prompts.n={target:4,paraphrase:0,neighbour:2,unrelated:2,coco:0}", "model.steps=2",
+         "model.batch_size=4",
          "evaluator=[classifier]"]  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from methods.uce import UCE
 
 CAT = Concept(name="cat", phrases=("cat",), anchor="dog")
 DOG = Concept(name="dog", phrases=("dog",), anchor="cow")
-SMALL = ["prompts.n={target:2,paraphrase:0,neighbour:0,unrelated:2,coco:0}", "model.steps=2", "model.batch_size=4",
+SMALL = ["model=emoji", "prompts.n={target:2,paraphrase:0,neighbour:0,unrelated:2,coco:0}", "model.steps=2",
+         "model.batch_size=4",
          "evaluator=[classifier]"]  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def test_settings_recipes_and_names_go_by_stage(tmp_path):
     assert paper.names["recipe"] == "paper" and paper.folder.parts[-3] == "uce+sld_medium-paper"
     assert len({cell.key, paper.key, plain.key}) == 3
     second = composed(
-        tmp_path, "model=emoji2", "method=sld_weak_diffusers+uce"
+        tmp_path, "adaptation=emoji2", "method=sld_weak_diffusers+uce"
     )  # a suffix with an underscore; a default
     assert second.recipe == "sld_weak_diffusers_emoji" and second.method.stages.uce.lamb == 0.5
 

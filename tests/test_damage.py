@@ -17,7 +17,8 @@ from erasebench.report import tables
 from erasebench.report.runs import read_runs
 from erasebench.store import files
 
-SMALL = ["prompts.n={target:2,paraphrase:1,neighbour:1,unrelated:2,coco:0}", "model.steps=2", "evaluator=[classifier]"]
+SMALL = ["model=emoji", "prompts.n={target:2,paraphrase:1,neighbour:1,unrelated:2,coco:0}", "model.steps=2",
+         "evaluator=[classifier]"]  # fmt: skip
 
 
 NAMES = {"model": "emoji", "concept": "cat", "recipe": "paper", "attack": "none"}

@@ -55,7 +55,7 @@ def test_it_draws_what_it_is_told(drawn):
     judge = EmojiJudge()
     concepts = np.mean([v.present for v in judge(images, [name for name, _ in cases])])
     styles = np.mean([v.present for v in judge(images, [style for _, style in cases])])
-    assert concepts >= 0.9 and styles >= 0.8  # measured in full by `python -m erasebench.emoji.training.quality`
+    assert concepts >= 0.9 and styles >= 0.8  # measured in full by `python -m erasebench.emoji.quality`
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_the_shipped_model_draws_sentences_it_has_not_read():
     prompts = [Prompt(id=n, text=t, seed=40 + i) for i, (n, t) in enumerate(zip(names, said, strict=True))]
     drawn = diffusion.generate(diffusion.load(locate(SHIPPED)), prompts, steps=12, guidance_scale=3.0)
     verdicts = EmojiJudge()([image for _, image, _ in drawn], names)
-    assert sum(v.present for v in verdicts) >= len(names) - 2  # measured in full by emoji.training.quality
+    assert sum(v.present for v in verdicts) >= len(names) - 2  # measured in full by emoji.quality
 
 
 def test_its_contrastive_model_tells_a_synonym_from_another_concept():

@@ -96,7 +96,7 @@ def test_which_parameters_change_and_that_no_other_does(model, name):
 
 
 def composed(tmp_path, *overrides):
-    few = ["attack=none", "evaluator=[classifier]", "prompts.n={target:1}", f"results={tmp_path}"]
+    few = ["model=emoji", "attack=none", "evaluator=[classifier]", "prompts.n={target:1}", f"results={tmp_path}"]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", ["method=uce", *few, *overrides])
 

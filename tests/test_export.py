@@ -28,7 +28,8 @@ from methods.rece import RECE
 from methods.uce import UCE
 
 CAT = Concept(name="cat", phrases=("cat",), anchor="dog")
-SMALL = ["prompts.n={target:4,paraphrase:0,neighbour:2,unrelated:2,coco:0}", "model.steps=2", "model.batch_size=4",
+SMALL = ["model=emoji", "prompts.n={target:4,paraphrase:0,neighbour:2,unrelated:2,coco:0}", "model.steps=2",
+         "model.batch_size=4",
          "evaluator=[classifier]"]  # fmt: skip
 PROMPTS = [Prompt(id="0", text="a picture of a cat", seed=5), Prompt(id="1", text="a dog on a red background", seed=6)]
 

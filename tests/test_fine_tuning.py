@@ -29,7 +29,7 @@ RECIPES = sorted(
 
 def recipe(name, *overrides):
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("config", [f"method={name}", *overrides])
+        return compose("config", ["model=emoji", f"method={name}", *overrides])
 
 
 def problem():

@@ -19,7 +19,7 @@ def job():
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
 
         def planned(root: Path, *overrides: str):
-            cfg = compose("config", [f"results={root}", *overrides], return_hydra_config=True)
+            cfg = compose("config", [f"results={root}", "model=emoji", *overrides], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             return plan(OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k != "hydra"}))
 

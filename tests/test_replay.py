@@ -217,7 +217,7 @@ def test_a_transfer_table_of_two_methods(tmp_path):
     first = cell("method=uce", "attack=reseed", "attack.queries=3")
     for method in ("none", "uce"):
         moved = cell(f"method={method}", "attack=replay", f"attack.run={first.folder}")
-        assert moved.folder == tmp_path / f"runs/emoji/cat/{method}/replay-uce-reseed@queries-3@steps-2@steps-2/seed0"
+        assert moved.folder == tmp_path / f"runs/emoji2/cat/{method}/replay-uce-reseed@queries-3@steps-2@steps-2/seed0"
         assert sorted(p.name for p in moved.folder.iterdir()) == [
             "grid.png", "run.json", "scores.parquet", "summary.csv"
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The whole run on the embedded model, small: few prompts, few steps; everything else is as a user has it."""
+"""The whole run on the embedded model's first edition, small: few prompts and steps; all else is as a user has it."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from erasebench.one_run import run
 from erasebench.report import tables
 
 SMALL = [
+    "model=emoji",
     "prompts.n={target:4,paraphrase:2,neighbour:4,unrelated:4,coco:0}", "model.steps=3",
     "evaluator=[classifier,spillover]",
     "model.batch_size=4",

@@ -41,7 +41,8 @@ DOG = Concept(
     neighbours={"visual": ("wolf",), "unrelated": ("car", "kitty")},
 )  # fmt: skip
 BOTH = joint([CAT, DOG])
-SMALL = ["prompts.n={target:4,paraphrase:2,neighbour:4,unrelated:2,coco:2}", "model.steps=2", "model.batch_size=4",
+SMALL = ["model=emoji", "prompts.n={target:4,paraphrase:2,neighbour:4,unrelated:2,coco:2}", "model.steps=2",
+         "model.batch_size=4",
          "evaluator=[classifier]"]  # fmt: skip
 
 

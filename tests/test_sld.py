@@ -224,7 +224,8 @@ def test_a_text_that_would_be_cut_and_a_second_guide_are_refused(tiny_pipe):
 # --- in a run
 
 
-SMALL = ["prompts.n={target:4,paraphrase:2,neighbour:2,unrelated:2,coco:0}", "model.steps=3", "model.batch_size=4",
+SMALL = ["model=emoji", "prompts.n={target:4,paraphrase:2,neighbour:2,unrelated:2,coco:0}", "model.steps=3",
+         "model.batch_size=4",
          "evaluator=[classifier]", "method.warmup=0"]  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def test_bad_settings_are_refused_at_once(changes, message):
 def test_every_recipe_names_every_field_and_the_embedded_models_is_another(name):
     def made(*more):
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return compose("config", [f"method={name}", *more])
+            return compose("config", [f"method={name}", *(more or ("model=emoji",))])
 
     paper = made("recipe=paper", "seed=3")
     method = instantiate(paper.method, _convert_="all")

@@ -1,4 +1,4 @@
-"""Measure embedded models: ``python -m erasebench.emoji.training.quality [FOLDER ...]``.
+"""Measure embedded models: ``python -m erasebench.emoji.quality [FOLDER ...]``.
 
 Prints the figures of the model cards, a line of JSON for each model and prompt set.
 
@@ -147,9 +147,7 @@ def sheet(images: list[Image.Image], columns: int) -> Image.Image:
 
 def main() -> None:
     sets = {"training": 20, "held_out": 20, "three": 4, "unread": 6}
-    parser = argparse.ArgumentParser(
-        prog="python -m erasebench.emoji.training.quality", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m erasebench.emoji.quality", description=__doc__.split("\n")[0])
     parser.add_argument(
         "folders", nargs="*", type=Path, default=[locate(WEIGHTS)], help="models (default: the shipped one)"
     )
