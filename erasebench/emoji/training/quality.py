@@ -37,6 +37,7 @@ from erasebench.report.intervals import wilson
 from erasebench.store.files import locate
 from erasebench.types import Pipeline, Prompt
 
+SECOND = "pkg:erasebench/emoji/weights2"
 AROUND = (  # where a word that was never read stands
     "a {u} {t}", "{t} for the {u}", "{t}, {u}", "the {u}: {t}", "{t} and one {u}", "{u} {t}", "{t} near a {u}",
 )  # fmt: skip
@@ -149,7 +150,7 @@ def main() -> None:
     sets = {"training": 20, "held_out": 20, "three": 4, "unread": 6}
     parser = argparse.ArgumentParser(prog="python -m erasebench.emoji.quality", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "folders", nargs="*", type=Path, default=[locate(WEIGHTS)], help="models (default: the shipped one)"
+        "folders", nargs="*", type=Path, default=[locate(SECOND)], help="models (default: the second edition)"
     )
     parser.add_argument("--sets", nargs="+", choices=list(sets), default=list(sets))
     parser.add_argument("--n", type=float, default=1.0, help="factor on the number of pictures per concept")
