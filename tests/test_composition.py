@@ -103,7 +103,7 @@ def test_settings_recipes_and_names_go_by_stage(tmp_path):
     second = composed(
         tmp_path, "adaptation=emoji2", "method=sld_weak_diffusers+uce"
     )  # a suffix with an underscore; a default
-    assert second.recipe == "sld_weak_diffusers_emoji" and second.method.stages.uce.lamb == 0.5
+    assert second.recipe == "sld_weak_diffusers_emoji2" and second.method.stages.uce.lamb == 0.5
 
 
 def test_a_stage_s_bad_setting_is_named_as_typed(tmp_path):
