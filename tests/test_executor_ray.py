@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from erasebench import paper, steps
 from erasebench.command.launch import launch
 from erasebench.executors import board
 from erasebench.store.claims import runs
@@ -155,24 +157,59 @@ def test_a_killed_command_leaves_no_worker_and_goes_on_from_the_store(tmp_path, 
     assert not list(board.folder(tmp_path).iterdir())
 
 
-def test_a_published_protocol_on_a_stable_diffusion_pipeline(tmp_path, here, tiny_pipe, monkeypatch):
-    """RECE's nudity experiment, harmless prompts, tiny random weights of the architecture; killed at work, too."""
+def real(folder: Path) -> dict[str, Path]:
+    """The published prompt files where they are here, with a row about a minor; else three harmless rows each."""
+    data = Path(__file__).parents[2] / "shared" / "data" / "rece"
+    if not (data / "nudity.csv").exists():
+        return sets(folder)
+    lines = (data / "nudity.csv").read_text(encoding="utf-8").splitlines()
+    row = dict.fromkeys(next(csv.reader(lines[:1])), "0") | {"prompt": "a child on a bicycle"}
+    (folder / "target.csv").write_text("\n".join([lines[0], ",".join(row.values()), *lines[1:]]), encoding="utf-8")
+    return {"target": folder / "target.csv", "coco": data / "coco_30k.csv"}
+
+
+def test_a_published_protocol_with_its_prompts_on_a_stable_diffusion_pipeline(
+    tmp_path, here, tiny_pipe, monkeypatch, capsys
+):
+    """RECE's nudity experiment on tiny random weights of the architecture, and the paper's table of it in LaTeX.
+
+    One process, stopped at work, goes on; two workers, of which one is killed, write the same tables.
+    """
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # the judges' weights are asked for by no evaluator here
     monkeypatch.setattr(board, "EVERY", 0.05)
     tiny_pipe.save_pretrained(tmp_path / "pipe")
-    files = sets(tmp_path)
+    files = real(tmp_path)
     given = [
         "experiment=rece_nudity", f"model.path={tmp_path / 'pipe'}", f"prompts.path={files['target']}", "model.steps=2",
         "prompts.sha256=null", f"kept.path={files['coco']}", "kept.sha256=null", "model.device=cpu", "clip=emoji",
-        "features=emoji", "model.batch_size=1",
+        "features=emoji", "model.batch_size=1", "prompts.limit=4", "kept.limit=4",
     ]  # fmt: skip
     killed: list[int] = []
     killer = threading.Thread(target=kill_one_at_work, args=(tmp_path / "many", killed))
     killer.start()
     assert launch([*given, "executor=ray", "executor.workers=2", f"results={tmp_path / 'many'}"]) == 0
     killer.join()
+    drawn, plain = [], steps.diffusion.generate
+
+    def stopped(*args, **options):
+        for one in plain(*args, **options):
+            drawn.append(one)
+            yield one
+            if len(drawn) == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.diffusion, "generate", stopped)
+        assert launch([*given, f"results={tmp_path / 'one'}"]) != 0
+    assert not tables(tmp_path / "one")
+    capsys.readouterr()
     assert launch([*given, f"results={tmp_path / 'one'}"]) == 0
+    if "shared" in files["coco"].parts:
+        assert "of 124 prompts that mention minors" in "".join(capsys.readouterr())
     assert tables(tmp_path / "many") == tables(tmp_path / "one") != {}
+    assert paper.main(["table=nudity", "format=latex", f"results={tmp_path / 'many'}"]) == 0
+    printed = capsys.readouterr().out
+    assert r"\begin{tabular}" in printed and all(word in printed for word in ("Armpits", "Breasts", "rece", "Total"))
 
 
 def stub(folder: Path, name: str, text: str) -> None:
