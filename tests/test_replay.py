@@ -221,7 +221,7 @@ def test_a_transfer_table_of_two_methods(tmp_path):
         assert sorted(p.name for p in moved.folder.iterdir()) == [
             "grid.png", "run.json", "scores.parquet", "summary.csv"
         ]  # fmt: skip
-        assert moved.record["attack"]["replayed_from"] == "emoji/cat/uce/reseed[queries=3]/seed0"
+        assert moved.record["attack"]["replayed_from"] == "emoji2/cat/uce/reseed[queries=3]/seed0"
         assert any(m.startswith("asr.") for m in moved.scores.metric)  # joined to the same plain prompts
     same = lambda r: r.scores[(r.scores.group == "attack") & (r.scores.side == "erased")].value.tolist()  # noqa: E731
     assert same(moved) == same(first)  # on the model they were found on they do what they did
