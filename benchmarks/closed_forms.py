@@ -27,7 +27,7 @@ from erasebench.diffusion import cross_attention_projections, encode, last_token
 from erasebench.types import Concept, Pipeline
 from methods.closed_form import fused
 from methods.leace import LEACE
-from methods.shifts import with_changes
+from methods.low_rank import with_changes
 from methods.trce import FirstEnd
 from methods.uce import UCE
 

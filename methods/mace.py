@@ -22,8 +22,8 @@ from erasebench.types import Concept, Pipeline
 from methods.attention_maps import attention
 from methods.closed_form import WEIGHT, Pair, fused, shared_matrix
 from methods.fine_tuning import Layers, Training, generator
+from methods.low_rank import shifted, trained_dtype, with_changes, zero_ups
 from methods.on_policy import Denoiser
-from methods.shifts import shifted, trained_dtype, with_changes, zero_ups
 from methods.template_rows import sentence_rows
 from methods.training_images import FromImages, Picture, noised, token_columns
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from erasebench import fields
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
-from methods.fine_tuning import frozen, with_weights
-from methods.low_rank import adapter, attach, merged, parameters
+from methods.fine_tuning import frozen
+from methods.low_rank import adapter, attach, changes, parameters, with_changes
 from methods.on_policy import Denoiser, joined
 from methods.partway import Draw, Partway
 from methods.training_images import Picture, Remembering, denoising
@@ -109,7 +109,7 @@ class ModularLora(Partway, Remembering, Method):
             **{name: torch.optim.Adam(found.values(), lr=self.lr) for name, found in state.items()},
         )
         training.run(loss, rows=self.batch_size, turn=self.turn)
-        return with_weights(pipe, merged(pipe, safe, tuned))
+        return with_changes(pipe, changes(safe, tuned))
 
     def turn(self, step: int) -> str:
         """Whose update a step is: first all of the safety adapter's."""

@@ -17,8 +17,8 @@ from erasebench.diffusion import cross_attention_projections, last_token
 from erasebench.protocols import Method
 from erasebench.types import Concept, Pipeline
 from methods.fine_tuning import Gradients, Layers, Training, total
+from methods.low_rank import Shift, shifted, with_changes, zero_ups
 from methods.on_policy import Denoiser, joined
-from methods.shifts import Shift, shifted, with_changes, zero_ups
 from methods.text_rows import encoded
 from methods.training_images import FromImages, Picture
 

@@ -13,8 +13,8 @@ import torch
 from erasebench.diffusion import changed_tensors, encode, last_token
 from erasebench.types import Concept, joint
 from methods.closed_form import fused
+from methods.low_rank import Shift, shifted, with_changes, zero_ups
 from methods.mace import MACE, _map, _shrunk
-from methods.shifts import Shift, shifted, with_changes, zero_ups
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_images.py"))))
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="dog", preserve=("sun", "Cat"))

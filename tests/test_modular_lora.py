@@ -15,7 +15,7 @@ from erasebench.diffusion import changed_tensors, fingerprint
 from erasebench.types import Concept, joint
 from methods import modular_lora
 from methods.fine_tuning import frozen
-from methods.low_rank import adapter, attach, merged, parameters
+from methods.low_rank import adapter, attach, changes, parameters, with_changes
 from methods.modular_lora import ModularLora
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_images.py"))))
@@ -60,9 +60,10 @@ def test_an_adapter_answers_as_changed_weights_do_and_can_be_switched_off(make_p
     assert fingerprint(pipe) == before
     with torch.no_grad():
         both = moved(adapter(pipe, "xattn", 2, "other"), 2)
-        for name, weight in merged(pipe, found, both).items():
+        summed = with_changes(pipe, changes(found, both)).unet
+        for name in found:
             change = sum(up @ down for down, up in (found[name], both[name]))
-            torch.testing.assert_close(weight, pipe.unet.get_parameter(name) + change)
+            torch.testing.assert_close(summed.get_parameter(name), pipe.unet.get_parameter(name) + change)
             assert torch.linalg.matrix_rank(change) == 4
 
 
@@ -91,7 +92,7 @@ def test_both_losses_and_gradients_are_the_literal_ones(make_pipe):
 @pytest.mark.slow
 def test_fine_tuning_apart_never_sees_the_safety_adapter_and_fine_tuning_after_does(tiny_pipe, monkeypatch):
     kept = {}
-    monkeypatch.setattr(modular_lora, "merged", lambda pipe, *found: kept.update(new=found) or merged(pipe, *found))
+    monkeypatch.setattr(modular_lora, "changes", lambda *found: kept.update(new=found) or changes(*found))
     results = {}
     for tuned in ("never", "apart", "after"):
         erased = ModularLora(**QUICK, tuned=tuned).erase(tiny_pipe, CAT)

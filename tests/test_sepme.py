@@ -12,8 +12,8 @@ import torch
 
 from erasebench.diffusion import changed_tensors, cross_attention_projections, encode, last_token
 from erasebench.types import Concept, joint
+from methods.low_rank import shifted, zero_ups
 from methods.sepme import SepME
-from methods.shifts import shifted, zero_ups
 
 slow = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reference_images.py"))))
 CAT = Concept(name="cat", phrases=("cat", "kitty"), anchor="", neighbours={"visual": ("lion", "CAT")})
