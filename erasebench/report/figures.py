@@ -21,12 +21,15 @@ KINDS = (".png", ".pdf")
 LONGEST = 60  # characters of a name in a legend
 
 
-def save(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG and PDF beside each other, or as the one its name ends in; equal ones give equal files."""
+def save(figure: Any, path: Path, lasting: bool = True) -> list[Path]:
+    """Write a figure as PNG and PDF beside each other, or as the one its name ends in; equal ones give equal files.
+
+    ``lasting``: see :func:`erasebench.store.files.replacing`.
+    """
     undated = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
     files = [path] if path.suffix in KINDS else [path.with_name(path.name + end) for end in KINDS]
     for file in files:
-        with replacing(file) as work:
+        with replacing(file, lasting) as work:
             figure.savefig(work, format=file.suffix[1:], metadata=undated[file.suffix])
     return files
 

@@ -81,8 +81,12 @@ def abandoned(work: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, lasting: bool = True) -> Iterator[Path]:
     """A temporary file to write; on success it takes the place of ``path`` in one move, on failure nothing changes.
+
+    Args:
+        path: of the file.
+        lasting: wait until it is on disk. What can be made anew, and is found out if a crash left half of it, need not.
 
     Raises:
         OSError: the folder is not writable or the disk is full.
@@ -94,9 +98,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         try:
             yield work
             usual_mode(work)
-            fsync(work)
+            if lasting:
+                fsync(work)
             work.replace(path)
-            fsync(path.parent)
+            if lasting:
+                fsync(path.parent)
         finally:
             work.unlink(missing_ok=True)
 

@@ -45,7 +45,7 @@ def thresholds(cells: Sequence[Cell], found: Mapping[Cell, list[dict[str, Any]]]
     for i, ((model, concept), scores) in enumerate(together.items()):
         title = f"{concept} on {model}: share of images that reach a threshold"
         if (figure := figures.threshold(title, scores)) is not None and any(scores.values()):
-            figures.save(figure, out / "figures" / f"threshold-{i}")
+            figures.save(figure, out / "figures" / f"threshold-{i}", lasting=False)
             drawn.append((f"threshold-{i}", title))
     return drawn
 
@@ -69,6 +69,6 @@ def spillover(cells: Sequence[Cell], found: Mapping[Cell, list[dict[str, Any]]],
     for i, ((model, concept), kept) in enumerate(together.items()):
         title = f"{concept} on {model}: other concepts still drawn, by the distance of their texts"
         if (figure := figures.spillover(title, kept)) is not None:
-            figures.save(figure, out / "figures" / f"spillover-{i}")
+            figures.save(figure, out / "figures" / f"spillover-{i}", lasting=False)
             drawn.append((f"spillover-{i}", title))
     return drawn

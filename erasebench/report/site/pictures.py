@@ -82,5 +82,5 @@ def _write(out: Path, name: str, image: Image.Image, veiled: bool, *, unsafe: bo
 
 def _save(path: Path, image: Image.Image, kind: str) -> None:
     """In one move: what a killed report left half is not there the next time."""
-    with replacing(path) as work:
+    with replacing(path, lasting=False) as work:
         image.save(work, format=kind, **({"quality": QUALITY} if kind == "WEBP" else {"compress_level": 1}))

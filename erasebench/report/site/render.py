@@ -43,7 +43,7 @@ def write(report: Report, out: Path, *, skipped: Sequence[str] = (), unsafe: boo
     if out.is_dir() and any(out.iterdir()) and not (out / "static" / "site.js").is_file():
         raise ValueError(f"out must be a new folder or that of an earlier report; got {out}, which holds other files")
     for name in STATIC:
-        with replacing(out / "static" / name) as work:
+        with replacing(out / "static" / name, lasting=False) as work:
             work.write_bytes((files("erasebench.report.site") / "static" / name).read_bytes())
     of_cell = {cell.number: model.page for model in report.checkpoints for cell in model.cells}
     jobs = [
@@ -128,7 +128,7 @@ def _groups(run: Any, wanted: images.Wanted, cell: Cell) -> list[dict[str, Any]]
 
 
 def _save(path: Path, text: str) -> None:
-    with replacing(path) as work:
+    with replacing(path, lasting=False) as work:
         work.write_text(text, encoding="utf-8")
 
 
@@ -260,6 +260,6 @@ def _board(board: Any, number: int, out: Path) -> dict[str, Any]:
     """A board's lines, legend and figure."""
     drawn = []
     if (figure := figures.tradeoff(board)) is not None:
-        figures.save(figure, out / "figures" / f"tradeoff-{number}")
+        figures.save(figure, out / "figures" / f"tradeoff-{number}", lasting=False)
         drawn = [(f"tradeoff-{number}", f"{board.name}: erasure against preservation")]
     return {"name": board.name, "lines": board_text.grid(board), "legend": board_text.legend(board), "figures": drawn}
