@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from erasebench.report import units
 from erasebench.report.runs import sealed
 from erasebench.report.tables import read_scores, scores_frame, summarise, write_csv, write_scores
 from erasebench.store.files import file_hash
@@ -147,8 +148,8 @@ def template(n: int, attacked: bool) -> pa.Table:
         return pq.read_table(write_scores(Path(folder) / "scores.parquet", pd.concat(sides)))
 
 
-def write_run(root: Path, n: int, cell: Cell) -> None:
-    """One run's folder: its tables, then its record."""
+def write_run(root: Path, n: int, cell: Cell, kept: bool = False) -> None:
+    """One run's folder: its tables, then its record, and, as a run does it, what boards need of it."""
     access, strength, control = ATTACKS[cell.attack]
     attacked, erases = cell.attack != "none", cell.method != "none"
     table = template(n, attacked)
@@ -190,6 +191,8 @@ def write_run(root: Path, n: int, cell: Cell) -> None:
         "packages": {"erasebench": "0"}, "judge": {"name": "judge"},
     }  # fmt: skip
     (folder / "run.json").write_text(sealed(record), encoding="utf-8")
+    if kept:
+        units.keep(folder)  # a run's last step
 
 
 def values(cell: Cell, frame: pd.DataFrame, erased: np.ndarray) -> np.ndarray:
@@ -240,4 +243,4 @@ def picture(name: str) -> Image.Image:
 def write(root: Path, n_cells: int, n_prompts: int) -> None:
     write_prompts(root, n_prompts)
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        pool.map(partial(write_run, root, n_prompts), cells(n_cells), chunksize=10)
+        pool.map(partial(write_run, root, n_prompts, kept=True), cells(n_cells), chunksize=10)

@@ -3,7 +3,8 @@
 Without an option: its size by step and model, and what no run refers to. ``--check`` reads every byte and names what is
 damaged. ``--prune`` says what it would delete: what no run refers to and a day has not touched, and what killed
 processes left behind; ``--prune --yes`` deletes it. Step ``tables`` is what boards and tables derived from the runs: it
-is signed, what of it is damaged is derived again by whoever asks for it, and it is pruned once a day has not asked.
+is signed, what of it is damaged is derived again by whoever asks for it, and what is no run's or cell's own is pruned
+once a day has not asked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from erasebench.command.arguments import Incomplete, Misused, command, parse
+from erasebench.report import units
 from erasebench.report.printing import as_text
 from erasebench.report.runs import Run, read_runs
 from erasebench.store import inventory
@@ -41,8 +43,9 @@ def overview(found: Sequence[Entry], used: dict[str, dict[str, set[str]]]) -> st
     """A table by step and model."""
     sums: dict[tuple[str, str], tuple[int, int]] = {}
     for entry in found:
-        models = sorted(used.get(entry.step, {}).get(entry.key, ())) or [NOBODY]
-        place = (entry.step, ", ".join(models) if entry.step not in ("leftover", inventory.TABLES) else "")
+        models = sorted(used.get(entry.step, {}).get(entry.key, ()))
+        nobody = "" if entry.step in ("leftover", inventory.TABLES) else NOBODY
+        place = (entry.step, ", ".join(models) or nobody)
         number, size = sums.get(place, (0, 0))
         sums[place] = (number + 1, size + entry.bytes)
     lines = [[step, model, str(n), megabytes(size)] for (step, model), (n, size) in sums.items()]
@@ -68,6 +71,8 @@ def look(root: Path) -> tuple[list[Entry], dict[str, dict[str, set[str]]], list[
     except FileNotFoundError:  # a store of runs that were killed
         runs = []
     used, silent = references(runs)
+    for name, run in units.kept_of(root, runs).items():
+        used.setdefault(inventory.TABLES, {})[name] = {run.names["model"]}
     return inventory.entries(root), used, skipped, bool(silent or skipped)
 
 

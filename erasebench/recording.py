@@ -1,4 +1,4 @@
-"""The last step of a run: write its tables, pictures, flags and, last, ``run.json``. Imports no torch."""
+"""The last step of a run: write its tables, pictures, flags and ``run.json``, keep what boards need. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from erasebench.cell import Cell, Result
 from erasebench.protocols import Attack, Evaluator, Judge
-from erasebench.report import budget, checks, evidence, tables
+from erasebench.report import budget, checks, evidence, tables, units
 from erasebench.report.contact_sheet import contact_sheet
 from erasebench.report.runs import sealed
 from erasebench.report.verdicts import verdicts
@@ -29,7 +29,10 @@ def record(
     judge: Judge,
     evaluators: Mapping[str, Evaluator],
 ) -> Result:
-    """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json."""
+    """Write scores.parquet, summary.csv, grid.png, the budget's curve if the attack kept one and, last, run.json.
+
+    What boards need of the run is kept in the store, not in its folder: ``erasebench.report.units``.
+    """
     names, config = cell.names, cell.config
     table = _table(cell, scores, images, attack, evaluators)
     frame = tables.read_scores(tables.write_scores(cell.folder / "scores.parquet", table))
@@ -65,6 +68,7 @@ def record(
     }
     with replacing(cell.folder / "run.json") as work:
         work.write_text(sealed(run), encoding="utf-8")
+    units.keep(cell.folder)
     return Result(cell.folder, frame, summary, run, False)
 
 

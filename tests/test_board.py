@@ -9,6 +9,7 @@ from erasebench.report import board_text
 from erasebench.report.board import COST, boards
 from erasebench.report.pairs import compare_all
 from erasebench.report.pooling import items
+from erasebench.report.series import tables
 from erasebench.report.tables import read_summaries, read_summary, scores_frame, summarise, write_csv, write_scores
 from erasebench.types import Headline, Score
 
@@ -176,10 +177,12 @@ def test_items_are_each_image_once_as_reading_row_by_row_finds_them():
         if not (attacked and original and row.access == "model"):
             method, attack = "none" if original else row.method, row.attack if attacked else ""
             expected.setdefault((method, attack, row.head, row.concept, row.prompt_id), row.value)
-    found = items(scores, {})
-    found = found[~found.whole]
-    keys = zip(found.method, found.attack, found["head"], found.concept, found.prompt_id, strict=True)
-    assert len(found) == len(expected) and dict(zip(keys, found.value, strict=True)) == expected
+    found = [
+        ((one.row[0], one.column[0], one.fact.head, one.concept, prompt), value)
+        for one in items(tables(scores), {}) if not one.fact.whole
+        for prompt, value in zip(one.places.ids, one.value.tolist(), strict=True)
+    ]  # fmt: skip
+    assert len(found) == len(expected) and dict(found) == expected
 
 
 def test_a_summary_of_many_concepts_is_those_of_each():

@@ -44,7 +44,7 @@ def test_the_table_adds_up_and_names_the_model(results, capsys):
     lines = capsys.readouterr().out.splitlines()
     cells = [line.split() for line in lines[2:] if line and "pruned" not in line]
     steps = {cell[0]: cell[1:] for cell in cells}
-    assert set(steps) == {"erase", "score", "images", "attack", "all"}
+    assert set(steps) == {"erase", "score", "images", "attack", "tables", "all"}
     assert all(cell[1] == "emoji" for cell in cells[:-1])
     stored = [p for step in list(steps)[:-1] for p in (results / "cache" / step).rglob("*") if p.is_file()]
     counted = sum(p.stat().st_size for p in stored)
@@ -65,7 +65,7 @@ def test_what_a_run_refers_to_is_never_pruned_and_the_rest_only_if_told_to(resul
     assert "would be deleted" in capsys.readouterr().out and files(results) == before
     assert main([f"results={results}", "--prune", "--yes"]) == 0
     gone = {name.split("/")[1] for name in set(before) - set(files(results))}
-    assert gone == {"erase", "images", "score"}
+    assert gone == {"erase", "images", "score", "tables"}
     kept = small_run(results, "method=none")
     assert kept.cached
     again = small_run(results, "method=uce")

@@ -20,6 +20,7 @@ from erasebench.report.layouts import read_layout, shipped
 from erasebench.report.pairs import compare_all
 from erasebench.report.published import COLUMNS, read_published
 from erasebench.report.runs import read_runs, sealed
+from erasebench.report.series import tables as series_of
 from erasebench.report.tables import scores_frame, write_scores
 from erasebench.types import Score
 from tests.cells import HEADLINES, cell
@@ -201,7 +202,7 @@ def mine(tmp_path_factory):
 
 
 def printed(layout, scores, tasks, spread="interval", format="markdown"):
-    filled = layout_tables.fill(layout, scores, tasks)
+    filled = layout_tables.fill(layout, series_of(scores), tasks)
     return layout_text.text([(one, layout_text.lines(one, spread)) for one in filled], spread, format)
 
 

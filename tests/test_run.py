@@ -56,7 +56,8 @@ def test_a_cell_leaves_exactly_its_four_files_and_is_read_the_second_time(tmp_pa
     first = cell(tmp_path, "method=uce")
     assert first.folder == tmp_path / "runs/emoji/cat/uce/none@steps-3/seed0"
     assert sorted(p.name for p in first.folder.iterdir()) == ["grid.png", "run.json", "scores.parquet", "summary.csv"]
-    assert not first.cached
+    kept = sorted(path.suffix for path in (tmp_path / "cache" / "tables").iterdir())
+    assert kept == [".cell", ".run"] and not first.cached  # what boards need of it is in the store
     frame = pd.read_parquet(first.folder / "scores.parquet")
     assert {
         "run",

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.synthetic import cells, write_prompts, write_run
 from erasebench import leaderboard
-from erasebench.report import attack_tables, gathering, units
+from erasebench.report import attack_tables, units
 from erasebench.report.runs import opened, read_runs, sealed
 from erasebench.report.tables import read_scores, write_scores
 from erasebench.store.files import file_hash
@@ -70,8 +70,25 @@ def test_a_leaderboard_by_concept_is_the_one_of_all_rows(results, monkeypatch, w
     monkeypatch.setattr(units, "LEAST", 0)
     assert written(results, wanted) == whole
     assert kept(results)
-    monkeypatch.setattr(gathering, "_unit", None)  # nothing is derived again
+    monkeypatch.setattr(units, "_keep_runs", None)  # nothing is derived again
+    monkeypatch.setattr(units, "_keep_cells", None)
     assert written(results, wanted) == whole
+
+
+def test_what_a_run_s_last_step_keeps_is_all_that_a_first_leaderboard_and_table_need(tmp_path, made, monkeypatch):
+    root = tmp_path / "own"
+    write_prompts(root, 25)
+    for cell in FEW:
+        write_run(root, 25, cell, kept=True)
+    for name in ("_keep_runs", "_keep_cells"):
+        monkeypatch.setattr(units, name, None)
+    monkeypatch.setattr(units, "LEAST", 0)
+    names = leaderboard.write(root).replace(str(root), "ROOT")
+    found = attack_tables.attacks(attack_tables.cells(read_runs(root), {}))
+    monkeypatch.setattr(units, "LEAST", 10**9)
+    assert leaderboard.write(made).replace(str(made), "ROOT") == names
+    assert [(root / name).read_bytes() for name in FILES] == [(made / name).read_bytes() for name in FILES]
+    assert attack_tables.attacks(attack_tables.cells(read_runs(made), {})) == found
 
 
 def test_failed_images_and_missing_seeds_change_nothing_of_that(results, monkeypatch):

@@ -1,4 +1,4 @@
-"""The summaries of attacked cells, all seeds of each pooled, a concept at a time where they are many."""
+"""The summaries of attacked cells, all seeds of each pooled, from what is kept where they are many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from erasebench.report import units
-from erasebench.report.codes import codes, firsts, plain
+from erasebench.report.cells import frame
+from erasebench.report.codes import codes, firsts, plain, records
 from erasebench.report.runs import Run
 from erasebench.report.tables import CELL, read_coded, summarise
 
@@ -20,19 +21,20 @@ Summary = tuple[dict[str, Any], tuple[Run, ...], Rows]  # of a cell: its names, 
 def summaries(found: Sequence[Run]) -> list[Summary]:
     """The cells of some runs in the order of these, with the headlines of target and attack prompts."""
     known = units.of_runs(found)
-    parts = units.derived(known, "attacks", _unit) if known is not None else None
-    if known is None or parts is None:
+    said = units.said(known) if known is not None else None
+    if known is None or said is None:
         return _cells(found, _unit(found))
-    out = [one for runs, part in zip(known.units(), parts, strict=True) for one in _cells(runs, part)]
-    place = {run.key: i for i, run in enumerate(found)}
-    return sorted(out, key=lambda one: place[one[1][0].key])
+    at = [i for i, one in enumerate(known.runs) if one.seen]
+    return _cells(
+        found, {"cells": known.cells.iloc[at][list(CELL)].assign(at=at)[["at", *CELL]], "rows": frame(said, "seen")}
+    )
 
 
 def _cells(found: Sequence[Run], part: Mapping[str, pd.DataFrame]) -> list[Summary]:
     runs, rows = dict[tuple[Any, ...], list[Run]](), dict[tuple[Any, ...], list[Mapping[str, Any]]]()
     for at, *cell in plain(part["cells"]).itertuples(index=False, name=None):
         runs.setdefault(tuple(cell), []).append(found[at])
-    for row in plain(part["rows"]).to_dict("records"):
+    for row in records(part["rows"]):
         rows.setdefault(tuple(row[name] for name in CELL), []).append(row)
     return [(dict(zip(CELL, cell, strict=True)), tuple(own), rows.get(cell, [])) for cell, own in runs.items()]
 

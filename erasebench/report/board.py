@@ -16,9 +16,10 @@ import pandas as pd
 
 from erasebench.report.clusters import FEWEST
 from erasebench.report.pairs import Pairs, compare_all
-from erasebench.report.pooling import COLUMN, ROW, items
+from erasebench.report.pooling import COLUMN, ROW, Item, items
 from erasebench.report.runs import NOTHING, ORACLE, Run
-from erasebench.report.summary import NORMAL, interval, standard_error
+from erasebench.report.series import Table, tables
+from erasebench.report.summary import NORMAL, interval, standard_error, widest
 
 REFERENCES = (NOTHING, ORACLE)  # rows that are measured, not ranked
 COST = ("seconds", "memory_mb", "bytes")  # of the erase step, the mean over its runs
@@ -73,23 +74,24 @@ def boards(scores: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
             attacked twice) counts once.
         runs: one row per run, with ``run``, ``task``, ``flags`` (names, separated by blanks) and :data:`COST`.
     """
-    pooled = items(scores, dict(zip(runs.run, runs.task, strict=True)))
-    return boards_of(pooled, scores[[*ROW, "run"]].drop_duplicates(), runs)
+    return boards_of(tables(scores), scores[[*ROW, "run"]].drop_duplicates(), runs)
 
 
-def boards_of(pooled: pd.DataFrame, ran: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
-    """:func:`boards` of what :func:`erasebench.report.pooling.items` gives; texts may be categories in their order.
+def boards_of(found: Sequence[Table], ran: pd.DataFrame, runs: pd.DataFrame) -> list[Board]:
+    """:func:`boards` of the series of runs.
 
     Args:
-        pooled: the items.
+        found: of each run.
         ran: each run's method, recipe and settings.
         runs: see :func:`boards`.
     """
-    facts = runs.set_index("run")
-    found = []
-    for (model, task), part in pooled.groupby(["model", "task"], sort=True, observed=True):
-        found.append(_board(str(model), str(task), part, ran[ran.run.isin(set(part.run))], facts))
-    return found
+    facts, parts = runs.set_index("run"), dict[tuple[str, str], list[Item]]()
+    for one in items(found, dict(zip(runs.run, runs.task, strict=True))):
+        parts.setdefault((one.model, one.task), []).append(one)
+    return [
+        _board(*place, part, ran[ran.run.isin({one.run for one in part})], facts)
+        for place, part in sorted(parts.items(), key=lambda pair: pair[0])
+    ]
 
 
 def run_facts(found: Iterable[Run]) -> pd.DataFrame:
@@ -106,10 +108,8 @@ def run_facts(found: Iterable[Run]) -> pd.DataFrame:
     return table.astype(dict.fromkeys(COST, "float64"))
 
 
-def _board(model: str, task: str, part: pd.DataFrame, runs: pd.DataFrame, facts: pd.DataFrame) -> Board:
-    rows = [
-        tuple(map(str, row)) for row in part[list(ROW)].drop_duplicates().sort_values(list(ROW)).astype(str).to_numpy()
-    ]
+def _board(model: str, task: str, part: Sequence[Item], runs: pd.DataFrame, facts: pd.DataFrame) -> Board:
+    rows = sorted({one.row for one in part})
     table = pd.DataFrame(rows, columns=list(ROW))
     table.insert(0, "row", row_labels(table))
     ranked = [i for i, row in enumerate(rows) if row[0] not in REFERENCES]
@@ -128,7 +128,7 @@ def _board(model: str, task: str, part: pd.DataFrame, runs: pd.DataFrame, facts:
         values_of |= {column.name + ("" if k == "value" else f"_{k}"): v for k, v in found.items() if k != "error"}
     told = {**_standing(table, ahead, ranked), **_told(table, part, runs, facts), **values_of}
     table = pd.concat([table, pd.DataFrame(told)], axis=1)
-    return Board(model, task, tuple(sorted(set(part.concept))), tuple(columns), _ordered(table, columns))
+    return Board(model, task, tuple(sorted({one.concept for one in part})), tuple(columns), _ordered(table, columns))
 
 
 def row_labels(table: pd.DataFrame) -> list[str]:
@@ -143,19 +143,20 @@ def row_labels(table: pd.DataFrame) -> list[str]:
 
 
 def columns_of(
-    part: pd.DataFrame, title: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], str] | None = None
-) -> Iterable[tuple[Column, pd.DataFrame]]:
+    part: Sequence[Item], title: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], str] | None = None
+) -> Iterable[tuple[Column, list[Item]]]:
     """The columns in their evaluators' order, attacks by access and name; one of a kind goes by the head alone."""
-    keys = part.groupby(list(COLUMN), sort=True, dropna=False, observed=True)
-    places = keys.place.min().sort_values(kind="stable").index
+    parts: dict[tuple[Any, ...], list[Item]] = {}
+    for one in part:
+        parts.setdefault(one.column, []).append(one)
+    places = sorted(parts, key=lambda key: (min(one.fact.place or 0 for one in parts[key]), key))
     heads = [dict(zip(COLUMN, key, strict=True)) for key in places]
     titles = [(title or _title)(one, heads) for one in heads]
     for key, facts, named in zip(places, heads, titles, strict=True):
-        own = keys.get_group(key)
-        known = own.higher_is_better.dropna()
-        better = bool(known.iloc[0]) if len(known) else None
-        label = " or ".join(sorted(set(own.label) - {""})[:2])
-        yield Column(_name(named), named, str(own.unit.iloc[0]), str(own.role.iloc[0]), better, facts, label), own
+        own = parts[key]
+        better = next((one.fact.higher_is_better for one in own if one.fact.higher_is_better is not None), None)
+        label = " or ".join(sorted({one.fact.label for one in own} - {""})[:2])
+        yield Column(_name(named), named, own[0].fact.unit, own[0].fact.role, better, facts, label), own
 
 
 def _title(one: Mapping[str, Any], heads: Sequence[Mapping[str, Any]]) -> str:
@@ -185,44 +186,62 @@ def _name(title: str) -> str:
     return "".join(char if char.isalnum() else "_" for char in title.lower()).strip("_")
 
 
-def measure(column: Column, own: pd.DataFrame, rows: Sequence[tuple[str, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
+def measure(column: Column, own: Sequence[Item], rows: Sequence[tuple[str, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
     """Every row's values side by side [rows, items] with the items' clusters, and each row's pooled value.
 
     The latter are ``value``, those of :data:`VALUE` and ``error``, its standard error.
     """
-    item = pd.factorize(own["item"])[0]
     place = {row: i for i, row in enumerate(rows)}
-    same = own.groupby(list(ROW), sort=False, dropna=False, observed=True).ngroup().to_numpy()
-    named = own[list(ROW)].iloc[np.unique(same, return_index=True)[1]].itertuples(index=False, name=None)
-    row = np.array([place[tuple(map(str, key))] for key in named])[same]
-    matrix = np.full((len(rows), item.max() + 1), nan)
-    matrix[row, item] = own.value.to_numpy(float)
-    first = np.unique(item, return_index=True)[1]
-    text = pd.factorize(own.text.iloc[first])[0]
-    concept = pd.factorize(own.concept.iloc[first])[0]
-    whole = bool(own.whole.all())
-    trained = np.full(matrix.shape, -1)
-    trained[row, item] = pd.factorize(own.weights)[0]
+    where, text, concept = _places(own)
+    whole = all(one.fact.whole for one in own)
+    matrix, trained = np.full((len(rows), len(text)), nan), np.full((len(rows), len(text)), -1)
+    weights = {name: i for i, name in enumerate(dict.fromkeys(one.weights for one in own))}
+    only: dict[int, Item] = {}
+    for one, item in zip(own, where, strict=True):
+        row = place[one.row]
+        matrix[row, item], trained[row, item] = one.value, weights[one.weights]
+        only.setdefault(row, one)
     found = {key: np.full(len(rows), nan) for key in ("value", *VALUE, "error")}
     for i in range(len(rows)):
         has = ~np.isnan(matrix[i])
         if has.any():
             ways = _ways(text[has], concept[has], trained[i][has], whole)
             rate = column.unit == "%" and bool(np.isin(matrix[i][has], (0.0, 1.0)).all())
-            value, low, high = interval(matrix[i][has], rate, ways)
-            found["error"][i] = standard_error(matrix[i][has], rate, ways)
+            each = [interval(matrix[i][has], rate, [way]) for way in ways]
+            bounds = [(low, high) for _, low, high in each]
+            value, (low, high) = each[0][0], widest(bounds)
+            found["error"][i] = standard_error(matrix[i][has], rate, ways, bounds)
             least, most = RANGES.get(column.role, (-np.inf, np.inf))
             least = min(least, value)  # an unbiased distance may be negative
             found["value"][i], found["low"][i], found["high"][i] = value, max(low, least), min(high, most)
             if not whole:
-                found["here_low"][i], found["here_high"][i] = interval(matrix[i][has], rate, ways[:1])[1:]
-            found["n"][i], found["concepts"][i] = has.sum(), len(set(concept[has]))
-            found["clusters"][i] = len(set(text[has]))
+                found["here_low"][i], found["here_high"][i] = each[0][1:]
+            found["n"][i], found["concepts"][i] = has.sum(), len(np.unique(concept[has]))
+            found["clusters"][i] = len(np.unique(text[has]))
             if whole and has.sum() == 1:
-                only = own.iloc[np.flatnonzero(row == i)[0]]
-                found["low"][i], found["high"][i] = only.low, only.high
-                found["error"][i] = (only.high - only.low) / 2 / NORMAL
+                low, high = only[i].low, only[i].high
+                found["low"][i], found["high"][i], found["error"][i] = low, high, (high - low) / 2 / NORMAL
     return (matrix, text, concept, whole), found
+
+
+def _places(own: Sequence[Item]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """For each series the number of each image, and of each image numbers of its text and of its concept."""
+    known: dict[tuple[Any, ...], int] = {}
+    texts, concepts, text, concept = dict[tuple[str, str], int](), dict[str, int](), list[int](), list[int]()
+    lists: dict[tuple[Any, ...], np.ndarray] = {}
+    for one in own:
+        if (key := (*one.kind, one.fact.whole, id(one.places))) in lists:
+            continue
+        numbers = []
+        for prompt, seed, cluster in zip(one.places.ids, one.places.seeds, one.places.clusters, strict=True):
+            item = (one.concept,) if one.fact.whole else (*one.kind, prompt, seed)
+            if (number := known.setdefault(item, len(known))) == len(text):
+                words = cluster or f"{prompt or ''}{'' if seed is None else seed}"
+                text.append(texts.setdefault((one.concept, words), len(texts)))
+                concept.append(concepts.setdefault(one.concept, len(concepts)))
+            numbers.append(number)
+        lists[key] = np.array(numbers, np.int64)
+    return [lists[*one.kind, one.fact.whole, id(one.places)] for one in own], np.array(text), np.array(concept)
 
 
 def _ways(text: np.ndarray, concept: np.ndarray, trained: np.ndarray, whole: bool) -> list[np.ndarray]:
@@ -231,9 +250,10 @@ def _ways(text: np.ndarray, concept: np.ndarray, trained: np.ndarray, whole: boo
     A number of a whole erasure knows no texts. With one or two concepts it is about these alone.
     """
     ways = [concept if whole else text]
-    if not whole and len(set(concept)) >= FEWEST:
+    concepts = len(np.unique(concept))
+    if not whole and concepts >= FEWEST:
         ways.append(concept)
-    if len(set(trained)) > len(set(concept)):
+    if len(np.unique(trained)) > concepts:
         ways.append(trained)
     return ways
 
@@ -241,7 +261,7 @@ def _ways(text: np.ndarray, concept: np.ndarray, trained: np.ndarray, whole: boo
 def pairs_of(values: Any, ranked: Sequence[int]) -> Pairs:
     """Every two of some rows, compared on the items that both have."""
     matrix, text, concept, whole = values
-    many = len(set(concept)) >= FEWEST
+    many = len(np.unique(concept)) >= FEWEST
     ways = [concept] if whole else [text, concept] if many else [text]
     return compare_all(matrix[list(ranked)], ways, exact=not whole)
 
@@ -255,13 +275,13 @@ def _standing(table: pd.DataFrame, ahead: np.ndarray, ranked: Sequence[int]) -> 
     return {"front": [i in ranked and not told for i, told in enumerate(behind)], "behind": behind}
 
 
-def _told(table: pd.DataFrame, part: pd.DataFrame, runs: pd.DataFrame, facts: pd.DataFrame) -> dict[str, list[Any]]:
+def _told(table: pd.DataFrame, part: Sequence[Item], runs: pd.DataFrame, facts: pd.DataFrame) -> dict[str, list[Any]]:
     """Cells (a concept, plain or attacked) measured of those any row has, flags and how many runs raise them, cost."""
-    cells = part[[*ROW, "concept", "attack"]].drop_duplicates().astype("str")
-    asked = set(map(tuple, cells[["concept", "attack"]].to_numpy()))
+    cells = {(one.row, one.concept, one.column[0]) for one in part}
+    asked = {cell[1:] for cell in cells}
     out: dict[str, list[Any]] = {name: [] for name in ("measured", "asked", "flags", *COST)}
     for row in table[list(ROW)].itertuples(index=False, name=None):
-        out["measured"].append(int((cells[list(ROW)] == list(row)).all(axis=1).sum()))
+        out["measured"].append(sum(cell[0] == row for cell in cells))
         out["asked"].append(len(asked))
         known = facts.loc[facts.index.intersection(runs.run[(runs[list(ROW)] == list(row)).all(axis=1)])]
         raised = pd.Series(" ".join(known["flags"]).split(), dtype="str").value_counts().sort_index()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from erasebench.report.codes import records
 from erasebench.report.evidence import Flag, failed, few_clusters, fid_rewards_wreckage, first_judge, headlines, wrecked
 from erasebench.report.runs import NOTHING
 from erasebench.report.tables import CELL, summarise
@@ -233,8 +234,8 @@ def attack_summary(scores: pd.DataFrame) -> pd.DataFrame:
 def flags_between(summary: pd.DataFrame, attack: str | None = None) -> list[Flag]:
     """:func:`between_attacks` of an :func:`attack_summary`."""
     erased: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for row in summary.to_dict("records"):
-        erased.setdefault(tuple(str(row[name]) for name in CELL[:4] + CELL[6:7]), []).append(row)
+    for one in records(summary):
+        erased.setdefault(tuple(str(one[name]) for name in CELL[:4] + CELL[6:7]), []).append(one)
     found: list[Flag] = []
     for place in sorted(erased):
         metrics: dict[tuple[Any, ...], list[Any]] = {}

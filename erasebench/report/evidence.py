@@ -157,7 +157,7 @@ def other_settings(scores: pd.DataFrame) -> Iterator[Flag]:
     same = ["model", "concept", "method", "attack"]
     cells = scores[[*same, *APART]].drop_duplicates()
     found = []
-    for place, part in cells.groupby(same, sort=True):
+    for place, part in cells[cells.duplicated(same, keep=False)].groupby(same, sort=True):
         ways = {name: sorted(set(part[name])) for name in APART if part[name].nunique() > 1}
         told = "; ".join(f"{name} {' / '.join(v or 'as usual' for v in values)}" for name, values in ways.items())
         found += [f"{'/'.join(map(str, place))} ({told})"] if ways else []

@@ -25,8 +25,8 @@ from erasebench.limits import MOST_TEXT, check_size
 from erasebench.store.files import replacing
 
 FOLDER = ("cache", "tables")
-END = ".kept"
-MOST = 400  # entries
+END, RUN, CELL = ".kept", ".run", ".cell"  # of what is made of all runs, of a run, of a cell
+MOST = 400  # entries of all runs
 LEAST = 2**20  # bytes of tables below which nothing is kept as a whole
 READ = ("run.json", "scores.parquet", "summary.csv", "budget.csv")  # of each run
 LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy")
@@ -82,14 +82,15 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def load(root: Path, name: str) -> dict[str, bytes] | None:
-    """The parts of an entry; None if it is not there, damaged, or signed by another."""
-    path = root.joinpath(*FOLDER, name + END)
+def load(root: Path, name: str, end: str = END, asked: bool = True) -> dict[str, bytes] | None:
+    """The parts of an entry; None if it is not there, damaged, or signed by another. ``asked``: somebody needs it."""
+    path = root.joinpath(*FOLDER, name + end)
     try:
         signature, head, rest = check_size(path, MOST_TEXT).read_bytes().split(b"\n", 2)
         if not hmac.compare_digest(signature, _signature(name, head, rest)):
             return None
-        os.utime(path)
+        if asked:
+            os.utime(path)
     except (OSError, ValueError):
         return None
     out, start = {}, 0
@@ -99,16 +100,20 @@ def load(root: Path, name: str) -> dict[str, bytes] | None:
     return out
 
 
-def save(root: Path, name: str, parts: Mapping[str, bytes]) -> None:
+def save(root: Path, name: str, parts: Mapping[str, bytes], end: str = END) -> None:
     """Keep an entry, if this account can sign and the folder can be written."""
     head = json.dumps([[part, len(data)] for part, data in parts.items()]).encode()
     rest = b"".join(parts.values())
     folder = root.joinpath(*FOLDER)
     with suppress(OSError):
         signature = _signature(name, head, rest)
-        with replacing(folder / (name + END)) as work:
+        with replacing(folder / (name + end), lasting=False) as work:
             work.write_bytes(b"\n".join((signature, head, rest)))
-        for old in sorted(folder.glob(f"*{END}"), key=lambda path: path.stat().st_mtime, reverse=True)[MOST:]:
+        for old in (
+            []
+            if end != END
+            else sorted(folder.glob(f"*{END}"), key=lambda path: path.stat().st_mtime, reverse=True)[MOST:]
+        ):
             old.unlink(missing_ok=True)
 
 

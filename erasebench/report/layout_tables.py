@@ -6,29 +6,30 @@ Which rows are one image, whose word counts, intervals and comparisons are those
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from math import isnan
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute
 
-from erasebench.limits import open_parquet
+from erasebench.report import units
 from erasebench.report.board import REFERENCES, apart, columns_of, measure, pairs_of, row_labels
 from erasebench.report.board import Column as Measured
-from erasebench.report.codes import coded, codes, firsts, joined, plain, sorted_words
 from erasebench.report.layouts import DIRECTIONS, Asked, Layout, fits
 from erasebench.report.pairs import Pairs
-from erasebench.report.pooling import ROW, items
+from erasebench.report.pooling import ROW, Item, items
 from erasebench.report.runs import NOTHING, Run
-from erasebench.report.tables import CELL, frame_of, read_coded, rows_of
+from erasebench.report.series import Fact, tables
+from erasebench.report.series import Table as Series
+from erasebench.report.tables import frame_of, rows_of
 from erasebench.types import Score
 
 ALL = "all"  # the block of all concepts
+Wanted = Callable[[Fact, str], bool]  # whether a series of an attack's run is meant
 COST = "cost"  # the evaluator of what runs recorded of their erase steps
 
 
@@ -78,8 +79,8 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def wanted_scores(found: Iterable[Run], layout: Layout) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The scores that some column is about, of the runs that a layout is about, and the task of each run."""
+def wanted_scores(found: Iterable[Run], layout: Layout) -> tuple[list[Series], dict[str, str]]:
+    """The series of the runs that a layout is about, of its costs too if it asks, and the task of each run."""
     tasks = {run.key: str(run.record["config"].get("concept", {}).get("kind", "")) for run in found}
     own = [
         run
@@ -87,75 +88,56 @@ def wanted_scores(found: Iterable[Run], layout: Layout) -> tuple[pd.DataFrame, d
         if all(fits({**run.names, "task": tasks[run.key]}[key], those) for key, those in layout.where.items())
     ]
     if not own:
-        return pd.DataFrame(), {}
+        return [], {}
 
     def means(evaluator: str, metric: str) -> bool:
         return any(asked.means(evaluator, metric) for asked in layout.columns)
 
-    parts = [read_coded([run.folder / "scores.parquet" for run in own], means=means).reset_index(drop=True)]
+    parts = units.series_of(own, means)
     if any(fnmatchcase(COST, asked.evaluator) for asked in layout.columns):
-        costs = sorted_words(frame_of([row for run in own for row in _cost(run)]))
-        parts.append(costs[[means(*pair) for pair in zip(costs.evaluator, costs.metric, strict=True)]])
-    return joined(parts), {run.key: tasks[run.key] for run in own}
+        of = {run.key: run for run in own}
+        parts += tables(frame_of([row for one in parts for row in _cost(of[one.run], one)]))
+    return parts, {run.key: tasks[run.key] for run in own}
 
 
-def _cost(run: Run) -> list[dict[str, Any]]:
+def _cost(run: Run, table: Series) -> list[dict[str, Any]]:
     """What the erase step of a run took, as scores: seconds, peak_rss_mb, unet_evaluations, ..., bytes."""
     erase = run.record["steps"].get("erase", {})
     spent = {**erase.get("cost", {}), "bytes": erase.get("bytes")}
-    with open_parquet(run.folder / "scores.parquet", [*CELL, "side", "weights"]) as file:
-        table = file.read(columns=[*CELL, "side", "weights"])
-    first = table.filter(pa.compute.equal(table["side"], "erased")).slice(0, 1).to_pylist()
-    if not first or run.names["method"] == NOTHING:
+    weights = [one for one, fact in zip(table.weights, table.facts, strict=True) if fact.side == "erased"]
+    if not weights or run.names["method"] == NOTHING:
         return []
     scores = [
         Score(evaluator=COST, metric=name, value=float(value), group="erase", higher_is_better=False)
         for name, value in sorted(spent.items())
         if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
     ]
-    cell = {name: first[0][name] for name in CELL}
-    return rows_of(scores, run.key, "erased", cell, {COST: 1}, {}, (), first[0]["weights"])
+    return rows_of(scores, run.key, "erased", table.cell, {COST: 1}, {}, (), weights[0])
 
 
-def fill(layout: Layout, scores: pd.DataFrame, tasks: Mapping[str, str], order: Sequence[str] = ()) -> list[Table]:
+def fill(layout: Layout, scores: Sequence[Series], tasks: Mapping[str, str], order: Sequence[str] = ()) -> list[Table]:
     """A table for each model and task, in their order.
 
     Args:
         layout: what is asked for.
-        scores: tidy scores of any number of runs.
+        scores: of any number of runs.
         tasks: run -> kind of what it erased.
         order: methods in the order of their rows, those that are not named after them.
 
     Raises:
         ValueError: no column has a value, with what would fill them.
     """
-    parts = [one for asked in layout.columns for one in _picked(asked, scores, tasks)] if len(scores) else []
-    places = sorted({place for _, part in parts if len(part) for place in _distinct(part, ["model", "task"])})
+    parts = [one for asked in layout.columns for one in _picked(asked, scores, tasks)]
+    places = sorted({(one.model, one.task) for _, part in parts for one in part})
     if not places:
-        raise ValueError(_nothing(layout, scores, tasks))
+        raise ValueError(_nothing(layout, tasks))
     return [
-        _table(layout, model, task, [(one, _at(part, model, task)) for one, part in parts], order)
-        for model, task in places
+        _table(layout, *place, [(one, [i for i in part if (i.model, i.task) == place]) for one, part in parts], order)
+        for place in places
     ]
 
 
-def _distinct(part: pd.DataFrame, names: list[str]) -> list[tuple[str, ...]]:
-    """Every combination of texts that rows have in some columns, once."""
-    rows = plain(part[names].iloc[firsts(codes(part, names))])
-    return [tuple(map(str, row)) for row in rows.itertuples(index=False, name=None)]
-
-
-def _fitting(column: pd.Series, patterns: Sequence[str]) -> np.ndarray:
-    """Whether each text is meant by one of the patterns."""
-    own, values = coded(column)
-    return np.array([*(fits(value, tuple(patterns)) for value in values), False])[own]
-
-
-def _at(part: pd.DataFrame, model: str, task: str) -> pd.DataFrame:
-    return part[part.model.eq(model) & part.task.eq(task)] if len(part) else part
-
-
-def _nothing(layout: Layout, scores: pd.DataFrame, tasks: Mapping[str, str]) -> str:
+def _nothing(layout: Layout, tasks: Mapping[str, str]) -> str:
     """Why there is no table."""
     where = " ".join(f"{key}={','.join(those)}" for key, those in layout.where.items())
     names = list(dict.fromkeys(f"{one.evaluator}: {one.metric}" for one in layout.columns))
@@ -165,59 +147,85 @@ def _nothing(layout: Layout, scores: pd.DataFrame, tasks: Mapping[str, str]) -> 
     return f"table {layout.name} - must have a value of {sought}; {got}; {advice}"
 
 
-def _picked(asked: Asked, scores: pd.DataFrame, tasks: Mapping[str, str]) -> list[tuple[Asked, pd.DataFrame]]:
+def _picked(asked: Asked, scores: Sequence[Series], tasks: Mapping[str, str]) -> list[tuple[Asked, list[Item]]]:
     """A column's items, of every relation that it asks for with a pattern; without any, one empty column."""
-    (evaluator, evaluators), (metric, metrics) = coded(scores.evaluator), coded(scores.metric)
-    known = np.array([[asked.means(one, name) for name in metrics] for one in evaluators], bool)
-    own = scores[known[evaluator, metric]]
-    keep = own.status.eq("ok") & own.value.notna() & _fitting(own.group, asked.group)
-    keep &= ~own.group.eq("attack") | _fitting(own.attack, asked.attack)
-    keep &= own.side.eq(asked.side) if asked.side != "both" else True
-    own = own[keep]
-    if asked.relation is None:
-        own = own[own.prompt_id.notna() | own.relation.eq("")]
-        return [(asked, _items(asked, own, tasks))]
-    own = own[_fitting(own.relation, asked.relation)]
-    if not any(set("*?[") & set(pattern) for pattern in asked.relation):
-        return [(asked, _items(asked, own, tasks))]
-    names = sorted(set(own.relation) - {""})
-    found = [(replace(asked, label=f"{asked.label} {name}".strip()), own[own.relation.eq(name)]) for name in names]
-    return [(one, _items(one, part, tasks)) for one, part in found or [(asked, own[:0])]]
+
+    @cache
+    def means(evaluator: str, metric: str) -> bool:
+        return asked.means(evaluator, metric)
+
+    def wanted(fact: Fact, attack: str) -> bool:
+        if not means(fact.evaluator, fact.metric) or not fits(fact.group, asked.group):
+            return False
+        if fact.group == "attack" and not fits(attack, asked.attack):
+            return False
+        if asked.relation is None:
+            related = not fact.whole or not fact.relation
+        else:
+            related = fits(fact.relation, asked.relation)
+        return related and asked.side in ("both", fact.side)
+
+    kinds = {(id(one.facts), one.cell["attack"]): one for one in scores}  # most runs have the same facts
+    own = [f for (_, attack), one in kinds.items() for f in one.facts if wanted(f, attack)]
+    if asked.relation is None or not any(set("*?[") & set(pattern) for pattern in asked.relation):
+        return [(asked, _items(asked, own, wanted, scores, tasks))]
+    found: list[tuple[Asked, list[Item]]] = []
+    for name in sorted({fact.relation for fact in own} - {""}):
+        one = replace(asked, label=f"{asked.label} {name}".strip())
+        part = [fact for fact in own if fact.relation == name]
+        found.append((one, _items(one, part, partial(_related, wanted, name), scores, tasks)))
+    return found or [(asked, [])]
 
 
-def _items(asked: Asked, own: pd.DataFrame, tasks: Mapping[str, str]) -> pd.DataFrame:
-    """The rows of a column, each image or number once, as the board has them: ``erasebench.report.pooling``."""
-    if not len(own):
-        return pd.DataFrame()
-    whole = own[own.prompt_id.isna()]
-    if whole.group.nunique() > 1 or 0 < len(whole) < len(own):
-        groups = ", ".join(sorted(set(own.group)))
+def _related(wanted: Wanted, relation: str, fact: Fact, attack: str) -> bool:
+    return fact.relation == relation and wanted(fact, attack)
+
+
+def _items(
+    asked: Asked,
+    own: Sequence[Fact],
+    wanted: Wanted,
+    scores: Sequence[Series],
+    tasks: Mapping[str, str],
+) -> list[Item]:
+    """A column's series, each image or number once, as the board has them: ``erasebench.report.pooling``."""
+    if not own:
+        return []
+    whole = [fact for fact in own if fact.whole]
+    if len({fact.group for fact in whole}) > 1 or 0 < len(whole) < len(own):
+        groups = ", ".join(sorted({fact.group for fact in own}))
         raise ValueError(
             f"column {asked.label!r} - must be about one group where a metric is one number for each; got {groups}; "
             "name one as its group"
         )
-    percent = own.unit.eq("%").any() or own.rate.fillna(False).astype(bool).all()
+    percent = any(fact.unit == "%" for fact in own) or all(fact.rate for fact in own)
     unit = asked.unit if asked.unit is not None else "%" if percent else ""
-    own = own.assign(head=asked.label or asked.metric, unit=unit, place=own.place.fillna(10**6))
-    if asked.direction:
-        own["higher_is_better"] = pd.array([DIRECTIONS[asked.direction]] * len(own), dtype="boolean")
-    if asked.complement:
-        most = 1.0 if unit == "%" else 100.0
-        turned = {"value": most - own.value, "low": most - own.high, "high": most - own.low}
-        own = own.assign(**turned, higher_is_better=~own.higher_is_better)
-    return items(own, tasks)
+    most = 1.0 if unit == "%" else 100.0
+
+    def choose(facts: Sequence[Fact], attack: str) -> list[tuple[int, Fact]]:
+        found = []
+        for i, fact in enumerate(facts):
+            if wanted(fact, attack):
+                better = DIRECTIONS[asked.direction] if asked.direction else fact.higher_is_better
+                better = not better if asked.complement and better is not None else better
+                place = 10**6 if fact.place is None else fact.place
+                head = asked.label or asked.metric
+                found.append((i, fact._replace(head=head, unit=unit, place=place, higher_is_better=better)))
+        return found
+
+    return items(scores, tasks, choose, (lambda values: most - values) if asked.complement else None)
 
 
 def _table(
-    layout: Layout, model: str, task: str, parts: Sequence[tuple[Asked, pd.DataFrame]], order: Sequence[str]
+    layout: Layout, model: str, task: str, parts: Sequence[tuple[Asked, Sequence[Item]]], order: Sequence[str]
 ) -> Table:
     columns = [one for asked, part in parts for one in _columns(asked, part)]
-    filled = [own for _, _, own in columns if len(own)]
-    keys = sorted({key for own in filled for key in _distinct(own, list(ROW))})
+    filled = [one for _, _, own in columns for one in own]
+    keys = sorted({one.row for one in filled})
     first = {name: i for i, name in enumerate(dict.fromkeys([*REFERENCES, *order]))}
     keys.sort(key=lambda key: (first.get(key[0], len(first)), key))
     labels = row_labels(pd.DataFrame(keys, columns=list(ROW)))
-    concepts = tuple(sorted({concept for own in filled for (concept,) in _distinct(own, ["concept"])}))
+    concepts = tuple(sorted({one.concept for one in filled}))
     blocks = [""] if layout.rows == ("method",) else [*concepts, *([ALL] if len(concepts) > 1 else [])]
     rows = []
     for block in blocks:
@@ -228,11 +236,11 @@ def _table(
     return Table(layout, model, task, concepts, tuple(shown for shown, _, _ in columns), tuple(rows))
 
 
-def _inside(own: pd.DataFrame, block: str) -> pd.DataFrame:
-    return own if block in ("", ALL) or not len(own) else own[own.concept == block]
+def _inside(own: Sequence[Item], block: str) -> Sequence[Item]:
+    return own if block in ("", ALL) else [one for one in own if one.concept == block]
 
 
-def _columns(asked: Asked, part: pd.DataFrame) -> Iterable[tuple[Shown, Measured | None, pd.DataFrame]]:
+def _columns(asked: Asked, part: Sequence[Item]) -> Iterable[tuple[Shown, Measured | None, Sequence[Item]]]:
     """A printed column for each attack, judge, metric and version; one without values if there is none."""
     if not len(part):
         better = DIRECTIONS.get(asked.direction)
@@ -247,11 +255,12 @@ def _columns(asked: Asked, part: pd.DataFrame) -> Iterable[tuple[Shown, Measured
 
     for column, own in columns_of(part, title):
         attack = str(column.facts["attack"])
-        yield Shown(asked, column.title, attack, column.unit, column.better, bool(own.whole.all())), column, own
+        whole = all(one.fact.whole for one in own)
+        yield Shown(asked, column.title, attack, column.unit, column.better, whole), column, own
 
 
 def _cells(
-    column: Measured | None, own: pd.DataFrame, keys: Sequence[tuple[str, ...]], marks: bool
+    column: Measured | None, own: Sequence[Item], keys: Sequence[tuple[str, ...]], marks: bool
 ) -> list[Value | None]:
     """A column's cells, None where nothing was measured."""
     if column is None or not len(own):

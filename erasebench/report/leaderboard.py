@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from erasebench.report.checks import difference
+from erasebench.report.codes import records
 from erasebench.report.printing import number, too_few
 from erasebench.report.tables import CELL, read_summaries, summarise
 
@@ -129,7 +130,9 @@ def _headlines(summary: pd.DataFrame) -> pd.DataFrame:
     summary = summary[(summary.relation == "") & summary.place.notna()]
     titles = summary["head"].where(summary["head"] != "", summary.label)
     names = [_name(title, unit) for title, unit in zip(titles, summary.unit, strict=True)]
-    return _in_place(summary.assign(column=names, _few=[too_few(row) for row in summary.to_dict("records")]))
+    counts = (summary[name].tolist() for name in ("n", "clusters", "trainings"))
+    few = [too_few({"n": n, "clusters": k, "trainings": t}) for n, k, t in zip(*counts, strict=True)]
+    return _in_place(summary.assign(column=names, _few=few))
 
 
 def _in_place(rows: pd.DataFrame) -> pd.DataFrame:
@@ -156,8 +159,7 @@ def _rows(headlines: pd.DataFrame, versions: str) -> Iterator[dict[str, Any]]:
     def cell(one: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(one[name] for name in CELL)
 
-    records = headlines.to_dict("records")
-    for _, group in groupby(sorted(records, key=cell), key=cell):  # stable: each cell's stay in their places
+    for _, group in groupby(sorted(records(headlines), key=cell), key=cell):  # stable: each cell's stay in their places
         found = list(group)
         for judge in list(dict.fromkeys(one["judge"] for one in found if one["judge"])) or [""]:
             row = {name: found[0][name] for name in CELL} | {"judge": judge, "versions": versions}
@@ -185,7 +187,7 @@ def _ordered(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
     """By contest and judge, in it by rank, then by name."""
     directions = {c.name: -1 if c.higher_is_better else 1 for c in columns}
     signs = table.ranked_by.map(directions)
-    own = [[row[row["ranked_by"] + side] for side in ("", "_low", "_high")] for row in table.to_dict("records")]
+    own = [[row[row["ranked_by"] + side] for side in ("", "_low", "_high")] for row in records(table)]
     values = [value for value, *_ in own]
     table = table.assign(_value=pd.Series(values, index=table.index, dtype=float) * signs)
     ranks = dict[int, int]()
@@ -215,7 +217,7 @@ def grid(board: Board) -> list[list[str]]:
     heads = [c for c in board.columns if c.head and table[c.name].notna().any()]
     more = ["versions"] if table.versions.nunique() > 1 else []
     lines = [[*shown, *(c.title for c in heads), *("evaluator versions" for _ in more)]]
-    for row in table.to_dict("records"):
+    for row in records(table):
         lines.append([*(str(row[name]) for name in shown), *(_cell(row, c) for c in heads), *(row[m] for m in more)])
     return lines
 

@@ -87,8 +87,9 @@ def compare_methods(
         own = dict(list(part.groupby("name", sort=True)))
         for one in own.values() if len(own) > 1 else ():
             _once(one)
-        for first, second in combinations(own, 2):
-            found.append(at | _pair(own[first], own[second], first, second, rate))
+        sides = {name: _Side(one) for name, one in own.items()} if len(own) > 1 else {}
+        for first, second in combinations(sides, 2):
+            found.append(at | _pair(sides[first], sides[second], first, second, rate))
     if not found:
         named = ", ".join(sorted(set(rows.name))) or "none"
         raise ValueError(
@@ -115,17 +116,28 @@ def _once(part: pd.DataFrame) -> None:
         )
 
 
-def _pair(one: pd.DataFrame, two: pd.DataFrame, first: str, second: str, rate: bool) -> dict[str, Any]:
-    found = pd.Index(two.image).get_indexer(one.image)
+class _Side:
+    """One method's images of a headline: which, their values, clusters and trainings, [images] each."""
+
+    def __init__(self, part: pd.DataFrame) -> None:
+        self.image, self.own, self.trained = (part[name].to_numpy() for name in ("image", "own", "trained"))
+        self.value = part.value.to_numpy(float)
+        self.index = pd.Index(self.image)
+
+
+def _pair(one: _Side, two: _Side, first: str, second: str, rate: bool) -> dict[str, Any]:
+    found = two.index.get_indexer(one.index)
     here, there = np.flatnonzero(found >= 0), found[found >= 0]
-    a, b = one.value.to_numpy(float)[here], two.value.to_numpy(float)[there]
-    trainings = one.trained.to_numpy()[here], two.trained.to_numpy()[there]
-    trained = pd.factorize(trainings[0] * (1 + max(trainings[1], default=0)) + trainings[1])[0]
-    ways = [pd.factorize(one.own.to_numpy()[here])[0], trained][: 1 + (len(set(trained)) > 1)]
+    a, b = one.value[here], two.value[there]
+    trainings = one.trained[here], two.trained[there]
+    trained = pd.factorize(trainings[0] * (1 + trainings[1].max(initial=0)) + trainings[1])[0]
+    several = len(trained) > 0 and int(trained.max()) > 0
+    ways = [pd.factorize(one.own[here])[0], trained][: 1 + several]
     by = difference(a, b, rate, ways)
     p = by["p_value"] if rate or not len(a) else max(clusters.mean_test(a - b, way) for way in ways)
     return {
-        "first": first, "second": second, "n": len(a), "clusters": len(set(ways[0])), "trainings": len(set(trained)),
+        "first": first, "second": second, "n": len(a),
+        "clusters": clusters.count(ways[0]), "trainings": clusters.count(trained),
         "first_mean": float(a.mean()) if len(a) else nan, "second_mean": float(b.mean()) if len(b) else nan,
         "delta": by["delta"], "low": by["delta_low"], "high": by["delta_high"], "p_value": p,
         "resolves": (by["delta_high"] - by["delta_low"]) / 2,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from erasebench.report.codes import records
 from erasebench.report.printing import number, too_few
 from erasebench.report.runs import NOTHING, Run, method_names
 from erasebench.report.tables import read_summaries
@@ -25,7 +26,9 @@ def methods(found: Sequence[Run], wanted: Mapping[str, Sequence[str]]) -> list[l
     chosen = [run for run in found if run.is_(wanted)]
     together = _headlines(read_summaries([run.folder / "summary.csv" for run in chosen])) if chosen else pd.DataFrame()
     heads = list(dict.fromkeys(together.sort_values("place", kind="stable")["head"])) if chosen else []
-    of = {place: part.to_dict("records") for place, part in together.groupby(level=0)}
+    of: dict[int, list[Row]] = {}
+    for place, row in zip(together.index, records(together), strict=True):
+        of.setdefault(int(place), []).append(row)
     lines = [["concept", "method", "n", "clusters", *heads]]
     seen: dict[str, str] = {}  # concept -> the clusters of its first row
     for place, run in enumerate(chosen):

@@ -45,11 +45,11 @@ def interval(values: np.ndarray, rate: bool, ways: Ways) -> tuple[float, float, 
     return float(values.mean()), *widest([measure(values, way) for way in ways])
 
 
-def standard_error(values: np.ndarray, rate: bool, ways: Ways) -> float:
+def standard_error(values: np.ndarray, rate: bool, ways: Ways, known: Sequence[Sequence[float]] | None = None) -> float:
     """Half of the 95 % interval over the quantile that it was made with, for each way to cluster, the largest.
 
     Of a mean it is the root of Cochran's variance by cluster; of a rate it is Wilson's, which is not 0 where every
-    value is 0. NaN where there is no interval.
+    value is 0. NaN where there is no interval. ``known``: the interval of each way, if it was made.
 
     >>> round(standard_error(np.array([1.0, 2.0, 3.0, 4.0]), False, [np.arange(4)]), 3)
     0.645
@@ -57,10 +57,10 @@ def standard_error(values: np.ndarray, rate: bool, ways: Ways) -> float:
     0.018
     """
     errors = []
-    for way in ways:
-        _, low, high = interval(values, rate, [way])
-        known = len(values) and not (rate and clusters.alone(way))
-        errors.append((high - low) / 2 / (clusters.student(max(1, clusters.count(way) - 1)) if known else NORMAL))
+    for i, way in enumerate(ways):
+        low, high = known[i] if known is not None else interval(values, rate, [way])[1:]
+        wide = len(values) and not (rate and clusters.alone(way))
+        errors.append((high - low) / 2 / (clusters.student(max(1, clusters.count(way) - 1)) if wide else NORMAL))
     return float(np.max(errors)) if errors else nan
 
 

@@ -1,18 +1,21 @@
-"""What boards need of many runs: derived a concept at a time, in several processes, and kept between calls.
+"""What boards and tables need of many runs: small, known when a run ends, and kept from then on.
 
-No number of a concept depends on another concept's rows, but for one thing: whether a metric whose evaluator does not
-say so is a rate. Where two concepts disagree on that, or where a table is not of one run and cell, nothing is given and
-the caller reads everything at once, which is slower and always right.
+Of a run that are its series (:mod:`erasebench.report.series`), of a cell the summaries of all its seeds together. A
+run's last step keeps both (:func:`keep`); where one is missing, or of other bytes or other code, it is derived from the
+tables, concepts side by side in several processes, and kept.
 
-What was derived is kept: ``erasebench.report.kept``.
+No number of a cell depends on another cell's rows, but for one thing: whether a metric whose evaluator does not say so
+is a rate. Where two cells disagree on that, or where a table is not of one run and cell, nothing is given and the
+caller reads everything at once, which is slower and always right. What is kept: ``erasebench.report.kept``.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,36 +27,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from erasebench.report import kept
-from erasebench.report.codes import sorted_words
+from erasebench.report.cells import Said, cells_of
+from erasebench.report.columns import CELL, DTYPES
+from erasebench.report.reading import Means, read_coded
 from erasebench.report.runs import Run, recorded
-from erasebench.report.tables import CELL, DTYPES
+from erasebench.report.series import Table, packed, tables, unpacked
 from erasebench.store.files import file_hash
 
 LEAST = 200_000  # rows below which all is read at once
-Frames = Mapping[str, pd.DataFrame]
-Work = Callable[..., Frames]
+PART = 50  # runs that a process derives together, at most
+
+
+@dataclass(frozen=True)
+class One:
+    """A run, its series, how many of its rows are headlines, and whether some of these are of the erased concept."""
+
+    run: Run
+    table: Table
+    heads: int
+    seen: bool
 
 
 @dataclass(frozen=True)
 class Known:
-    """Runs whose tables are each of one run and cell, by what their footers say.
+    """Runs whose tables are each of one run and cell, in path order.
 
-    ``cells``: a row per run with ``run`` and the names of ``CELL``, in path order; ``runs``: the same by key.
+    ``cells``: a row per run with ``run`` and the names of ``CELL``.
     """
 
     root: Path
+    runs: tuple[One, ...]
     cells: pd.DataFrame
-    runs: Mapping[str, Run]
-    rows: int
 
     def only(self, cells: pd.DataFrame) -> Known:
         """Some of the runs."""
-        return Known(self.root, cells, {run: self.runs[run] for run in cells.run}, self.rows)
-
-    def units(self) -> list[list[Run]]:
-        """The runs of each model and concept."""
-        parts = self.cells.groupby(["model", "concept"], sort=False)
-        return [[self.runs[run] for run in part.run] for _, part in parts]
+        kept = set(cells.run)
+        return Known(self.root, tuple(one for one in self.runs if one.run.key in kept), cells)
 
 
 def known(root: Path, skipped: list[str]) -> Known | None:
@@ -64,103 +73,165 @@ def known(root: Path, skipped: list[str]) -> Known | None:
         skipped: a line is added for each run that is damaged, if something is returned.
     """
     paths = sorted(root.glob("runs/**/scores.parquet"))
-    lost, runs, rows, heads = list[str](), dict[str, Run](), list[dict[str, Any]](), dict[Path, Any]()
-    with suppress(OSError, ValueError, pa.ArrowException, KeyError):
-        heads = {path: pq.read_metadata(path) for path in paths}
-    if (total := sum(head.num_rows for head in heads.values())) < LEAST:
+    if not _many(paths):
         return None
+    lost, runs = list[str](), list[Run]()
     for path in paths:
         try:
-            run = recorded(path.parent / "run.json")
+            runs.append(recorded(path.parent / "run.json"))
         except (OSError, ValueError) as error:
             if not (path.parent / "run.json").exists():
                 return None
             lost.append(f"left out: {error}")
-            continue
-        found = _footer(heads.get(path))
-        if found is None or run.key in runs or found.pop("run") != run.key:
-            return None
-        if found.pop("heads"):
-            runs[run.key] = run
-            rows.append({"run": run.key, **found})
-    if not rows:
+    found = _ones(root, runs)
+    if found is None or not (heads := [one for one in found if one.heads]):
         return None
     skipped += lost
-    dtypes = {name: DTYPES[name] for name in ("run", *CELL)}
-    return Known(root, pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes), runs, total)
+    return _known(root, heads)
 
 
 def of_runs(found: Sequence[Run]) -> Known | None:
     """Some runs of one results folder, as :func:`known` has them, whether or not they have headlines."""
-    runs, rows, total = dict[str, Run](), list[dict[str, Any]](), 0
-    for run in found:
-        try:
-            head = pq.read_metadata(run.folder / "scores.parquet")
-        except (OSError, pa.ArrowException):
-            return None
-        said = _footer(head)
-        if said is None or run.key in runs or said.pop("run") != run.key:
-            return None
-        runs[run.key], total = run, total + head.num_rows
-        del said["heads"]
-        rows.append({"run": run.key, **said})
     root = next((one.parent for one in found[0].folder.parents if one.name == "runs"), None) if found else None
-    if root is None or total < LEAST:
+    if root is None or not _many([run.folder / "scores.parquet" for run in found]):
         return None
-    dtypes = {name: DTYPES[name] for name in ("run", *CELL)}
-    return Known(root, pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes), runs, total)
+    ones = _ones(root, found)
+    return None if ones is None else _known(root, ones)
 
 
-def _footer(data: Any) -> dict[str, Any] | None:
-    """The run and cell of a table, and how many headline rows it has; None unless its footer says that it is one."""
-    try:
-        place = {name: i for i, name in enumerate(data.schema.names)}
-        found: dict[str, Any] = {"heads": 0}
-        for i in range(data.num_row_groups):
-            group = data.row_group(i)
-            for name in ("run", *CELL):
-                said = group.column(place[name]).statistics
-                if said is None or not said.has_min_max or said.null_count or said.min != said.max:
-                    return None
-                if found.setdefault(name, said.min) != said.min:
-                    return None
-            found["heads"] += group.num_rows - group.column(place["place"]).statistics.null_count
-        return found if "run" in found else None
-    except (OSError, ValueError, pa.ArrowException, KeyError, AttributeError, TypeError):
-        return None
+def series_of(found: Sequence[Run], means: Means) -> list[Table]:
+    """The series of some runs, at least of the metrics of evaluators that are meant.
+
+    Raises:
+        FileNotFoundError, ValueError: a table that cannot be read.
+    """
+    if (own := of_runs(found)) is not None:
+        return [one.table for one in own.runs]
+    return tables(read_coded([run.folder / "scores.parquet" for run in found], means=means).reset_index(drop=True))
 
 
-def single(scores: pd.DataFrame, runs: Sequence[Run], model: str, concept: str) -> bool:
-    """Whether rows that were read are what the footers said."""
-    whole = scores[["run", *CELL]].drop_duplicates()
-    same = whole.model.eq(model).all() and whole.concept.eq(concept).all()
-    return bool(same and whole.run.is_unique and set(whole.run) == {run.key for run in runs})
+def said(found: Known) -> list[Said] | None:
+    """What is said of each cell, in the order of their first runs; None where two disagree on what is a rate."""
+    cells: dict[tuple[Any, ...], list[Run]] = {}
+    for one in found.runs:
+        cells.setdefault(tuple(one.table.cell[name] for name in CELL), []).append(one.run)
+    groups = list(cells.values())
+    names = [_cell_name(runs) for runs in groups]
+    out = [kept.load(found.root, name, kept.CELL) for name in names]
+    todo = [i for i, parts in enumerate(out) if parts is None]
+    jobs = [(found.root, [groups[i] for i in part]) for part in _parts(todo, lambda i: groups[i])]
+    for part, made in zip(_parts(todo, lambda i: groups[i]), together(_keep_cells, jobs), strict=True):
+        if made is None:
+            return None
+        for i, one in zip(part, made, strict=True):
+            out[i] = one
+    whole = [Said(json.loads(parts["said"])) for parts in out if parts is not None]
+    kinds: dict[tuple[Any, ...], bool] = {}
+    for cell in whole:
+        for *kind, rate in cell.kinds:
+            if kinds.setdefault(tuple(kind), rate) != rate:
+                return None
+    return whole
 
 
-def derived(found: Known, kind: str, work: Work) -> list[Frames] | None:
-    """What a function makes of each unit, from what was kept or anew, in their order; None where one cannot be made.
+def keep(folder: Path) -> None:
+    """Keep what boards need of a run that has just ended, and of its cell; what cannot be kept is derived later.
 
     Args:
-        found: the runs.
-        kind: a name for what is made, part of what it is kept by.
-        work: of a module; takes the runs of a unit.
+        folder: of the run, below a folder ``runs``.
     """
-    units = found.units()
-    names = [kept.named(kind, [_read(run) for run in runs], []) for runs in units]
-    out = {i: _frames(parts) for i, name in enumerate(names) if (parts := kept.load(found.root, name)) is not None}
-    todo = [i for i in range(len(units)) if i not in out]
-    jobs = [(work, units[i], found.root, names[i]) for i in todo]
-    for i, frames in zip(todo, together(_make, jobs), strict=True):
-        if frames is None:
+    root = next((one.parent for one in folder.parents if one.name == "runs"), None)
+    if root is None:
+        return
+    with suppress(OSError, ValueError):
+        seeds = [recorded(path) for path in sorted(folder.parent.glob("seed*/run.json"))]
+        ones = _ones(root, seeds)
+        own = next((one for one in ones or () if one.run.folder == folder), None)
+        if ones is not None and own is not None:
+            same = [one.run for one in ones if one.table.cell == own.table.cell]
+            if kept.load(root, _cell_name(same), kept.CELL) is None:
+                _keep_cells(root, [same])
+
+
+def kept_of(root: Path, runs: Sequence[Run]) -> dict[str, Run]:
+    """The names of the files of what is kept of some runs and of their cells -> one of these runs."""
+    out, cells = dict[str, Run](), dict[tuple[Any, ...], list[Run]]()
+    for run in runs:
+        name = _run_name(run)
+        if (parts := kept.load(root, name, kept.RUN, asked=False)) is not None:
+            out[name + kept.RUN] = run
+            cells.setdefault(tuple(unpacked(parts).cell[name] for name in CELL), []).append(run)
+    return out | {_cell_name(own) + kept.CELL: own[0] for own in cells.values()}
+
+
+def _many(paths: Iterable[Path]) -> bool:
+    """Whether tables have as many rows as are worth it."""
+    rows = 0
+    for path in paths:
+        with suppress(OSError, ValueError, pa.ArrowException):
+            rows += pq.read_metadata(path).num_rows
+        if rows >= LEAST:
+            return True
+    return rows >= LEAST
+
+
+def _known(root: Path, ones: Sequence[One]) -> Known:
+    dtypes = {name: DTYPES[name] for name in ("run", *CELL)}
+    rows = [{"run": one.run.key, **one.table.cell} for one in ones]
+    return Known(root, tuple(ones), pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes))
+
+
+def _ones(root: Path, runs: Sequence[Run]) -> list[One] | None:
+    """What is kept of runs, or made anew; None where a table is not of one run and cell."""
+    if len({run.key for run in runs}) < len(runs):
+        return None
+    found = [kept.load(root, _run_name(run), kept.RUN) for run in runs]
+    todo = [i for i, parts in enumerate(found) if parts is None]
+    parts = _parts(todo, lambda i: [runs[i]])
+    for part, made in zip(
+        parts, together(_keep_runs, [(root, [runs[i] for i in part]) for part in parts]), strict=True
+    ):
+        if made is None:
             return None
-        out[i] = frames
-    return [out[i] for i in range(len(units))]
+        for i, one in zip(part, made, strict=True):
+            found[i] = one
+    out = []
+    for run, one in zip(runs, found, strict=True):
+        if one is not None:
+            counts = json.loads(one["counts"])
+            out.append(One(run, unpacked(one), counts["heads"], counts["seen"]))
+    return out
+
+
+def _parts(todo: Sequence[int], runs: Callable[[int], Sequence[Run]]) -> list[list[int]]:
+    """Places of one model and concept, :data:`PART` runs or so together."""
+    out: list[list[int]] = []
+    size, last = PART, None
+    for i in todo:
+        own = runs(i)
+        names = own[0].names["model"], own[0].names["concept"]
+        if names != last or size >= PART:
+            out.append([])
+            size, last = 0, names
+        out[-1].append(i)
+        size += len(own)
+    return out
+
+
+def _run_name(run: Run) -> str:
+    return kept.named("run", _read(run), [])
+
+
+def _cell_name(runs: Sequence[Run]) -> str:
+    return kept.named("cell", [_read(run) for run in runs], [])
 
 
 def _read(run: Run) -> list[str]:
-    """What is read of a run, by its contents."""
-    paths = (run.folder / name for name in kept.READ[:3])
-    return [run.key, *(file_hash(path) if path.is_file() else "" for path in paths)]
+    """What is read of a run, by its contents, which are as its record says."""
+    files = run.record.get("files", {})
+    paths = [run.folder / name for name in ("scores.parquet", "summary.csv")]
+    hashes = [files.get(path.name) or (file_hash(path) if path.is_file() else "") for path in paths]
+    return [run.key, str(run.record.get("checksum", "")) or file_hash(run.folder / "run.json"), *hashes]
 
 
 def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[Any]:
@@ -180,19 +251,44 @@ def together(work: Callable[..., Any], jobs: Sequence[Sequence[Any]]) -> list[An
     return out
 
 
-def _make(work: Work, runs: Sequence[Run], root: Path, name: str) -> Frames | None:
+def _keep_runs(root: Path, runs: Sequence[Run]) -> list[dict[str, bytes]] | None:
+    """Keep the series of some runs; None where one cannot be read, or is of several runs or cells."""
     try:
-        frames = {part: sorted_words(frame) for part, frame in work(runs).items()}
+        scores = read_coded([run.folder / "scores.parquet" for run in runs])
     except (OSError, ValueError):  # reading everything at once says what is wrong
         return None
-    parts = {}
-    for part, frame in frames.items():
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
-        parts[part] = sink.getvalue().to_pybytes()
-    kept.save(root, name, parts)
-    return frames
+    place = scores.index.to_numpy()
+    scores = scores.reset_index(drop=True)
+    own = tables(scores)
+    found = {table.run: table for table in own}
+    whole = scores[["run", *CELL]].assign(at=place).drop_duplicates()
+    if len(own) > len(found) or not (whole["at"].is_unique and whole.run.tolist() == [run.key for run in runs]):
+        return None
+    heads = scores.place.notna()
+    seen = heads & scores.group.isin(["target", "attack"])
+    counts = pd.DataFrame({"at": place, "heads": heads, "seen": seen}).groupby("at").sum()
+    out: list[dict[str, bytes]] = []
+    for row, (n, some) in zip(whole[list(CELL)].astype(object).to_dict("records"), counts.to_numpy(), strict=True):
+        run = runs[len(out)]
+        empty = Table(run.key, {str(k): v for k, v in row.items()}, (), (), (), pd.Series(dtype=float).to_numpy(), {})
+        said = json.dumps({"heads": int(n), "seen": bool(some)}).encode()
+        parts = {**packed(found.get(run.key, empty)), "counts": said}
+        kept.save(root, _run_name(run), parts, kept.RUN)
+        out.append(parts)
+    return out
 
 
-def _frames(parts: Mapping[str, bytes]) -> Frames:
-    return {part: pq.read_table(pa.BufferReader(data)).to_pandas() for part, data in parts.items()}
+def _keep_cells(root: Path, cells: Sequence[Sequence[Run]]) -> list[dict[str, bytes]] | None:
+    """Keep what is said of some cells; None where a table cannot be read, or cells disagree on what is a rate."""
+    try:
+        found = cells_of(cells)
+    except (OSError, ValueError):
+        return None
+    if found is None:
+        return None
+    out: list[dict[str, bytes]] = []
+    for runs, said in zip(cells, found, strict=True):
+        parts = {"said": json.dumps(said, separators=(",", ":")).encode()}
+        kept.save(root, _cell_name(runs), parts, kept.CELL)
+        out.append(parts)
+    return out

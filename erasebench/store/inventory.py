@@ -69,7 +69,7 @@ def leftovers(cache: Path) -> Iterator[Path]:
 def unused(found: Collection[Entry], used: Mapping[str, Collection[str]], partly: bool = False) -> list[Entry]:
     """The entries that no run refers to, and leftovers; young ones may be of a run at work and are kept.
 
-    Runs refer to no tables: these are unused if nobody asked for them in a day.
+    Of tables runs refer to what was kept of them alone: the others are unused if nobody asked for them in a day.
 
     Args:
         found: see :func:`entries`.
