@@ -63,11 +63,16 @@ def _by_folder(wanted: Wanted) -> Iterator[tuple[Path, Sequence[str]]]:
 def _known(out: Path, wanted: Wanted, place: tuple[Path, str], unsafe: bool) -> str | None:
     """The file of a picture that was written before, "" if only its veil is wanted; None if it must be written."""
     name = wanted.files[place]
-    if place in wanted.veiled and not (out / "images" / f"{name}.veil.png").is_file():
+    if place in wanted.veiled and not _there(out / "images" / f"{name}.veil.png"):
         return None
     if place in wanted.veiled and not unsafe:
         return ""
-    return next((f"{name}{end}" for end in (".png", ".webp") if (out / "images" / f"{name}{end}").is_file()), None)
+    return next((f"{name}{end}" for end in (".png", ".webp") if _there(out / "images" / f"{name}{end}")), None)
+
+
+def _there(path: Path) -> bool:
+    """Whether a picture was written; a crash may leave an empty file."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _write(out: Path, name: str, image: Image.Image, veiled: bool, *, unsafe: bool) -> tuple[str, str]:
