@@ -23,11 +23,12 @@ FORK = multiprocessing.get_context("fork")
 def make_slowly(folder: Path, log: Path) -> None:
     with log.open("a") as file:
         file.write("made\n")
-    time.sleep(0.5)
+    time.sleep(1.5)  # the others started with this one: by now they wait
     (folder / "result.txt").write_text("the same")
 
 
-def step_of(root: Path, log: Path) -> None:
+def step_of(root: Path, log: Path, start) -> None:
+    start.wait(60)
     store.step(root, "erase", "k", lambda folder: make_slowly(folder, log))
 
 
@@ -41,7 +42,7 @@ def in_processes(work, *arguments, n: int = 4) -> None:
 
 
 def test_of_four_processes_one_makes_the_step_and_the_others_wait(tmp_path, capfd):
-    in_processes(step_of, tmp_path, tmp_path / "log")
+    in_processes(step_of, tmp_path, tmp_path / "log", FORK.Barrier(4))
     assert (tmp_path / "log").read_text() == "made\n"
     assert capfd.readouterr().err.count("waiting for process") == 3
     assert [p.name for p in (tmp_path / "cache" / "erase").iterdir()] == ["k"]  # no claim, no leftover
