@@ -169,7 +169,7 @@ def test_pairs_of_images_are_those_that_merging_finds():
     )
     two = pd.DataFrame({"image": [2, 5, 4], "value": [0.6, 0.7, 0.9], "own": [9, 6, 7], "trained": [2, 2, 3]})
     both = one.merge(two, on="image", suffixes=("", "_b"))
-    found = paired._pair(one, two, "a", "b", rate=False)
+    found = paired._pair(paired._Side(one), paired._Side(two), "a", "b", rate=False)
     assert found["n"] == 2 and found["clusters"] == both.own.nunique() and found["trainings"] == 2
     assert (found["first_mean"], found["second_mean"]) == (both.value.mean(), both.value_b.mean())
     assert found["delta"] == (both.value - both.value_b).mean()
