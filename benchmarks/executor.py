@@ -6,7 +6,8 @@ One cell of the embedded model, drawn by both models and judged; every process h
 command from its start; "work" begins when a process has loaded torch and is given its first piece (of one process: when
 torch is loaded), so it leaves out what Ray and processes take to start, once a command. "CPU" is what the command's
 process and its workers compute for within that time (Linux), without a killed one; on a machine that others use it is
-the number to read. The least of so many rounds.
+the number to read. "load" is what the machine was doing before each command: the mean number of processes that would
+run. The least of so many rounds, and the largest load.
 Every table must be that of one process, to the byte; else this ends with 1.
 """
 
@@ -61,7 +62,7 @@ print(time.monotonic() - begun, time.process_time() - mine + sum(after[pid] - be
 
 def cell(images: int, steps: int) -> list[str]:
     n = f"{{target:{images // 4},paraphrase:0,neighbour:{images // 4},unrelated:{images // 2},coco:0}}"
-    return ["method=uce", "evaluator=[classifier,asr]", f"prompts.n={n}", f"model.steps={steps}"]
+    return ["model=emoji", "method=uce", "evaluator=[classifier,asr]", f"prompts.n={n}", f"model.steps={steps}"]
 
 
 def kill(root: Path, killed: list[int]) -> None:
@@ -102,20 +103,22 @@ def main() -> int:
     given |= {name: int(n) for name, n in (argument.split("=") for argument in sys.argv[1:])}
     overrides = cell(given["images"], given["steps"])
     found: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
+    loads = dict.fromkeys(WAYS, 0.0)
     tables: list[dict[str, bytes]] = []
     for _ in range(given["rounds"]):
         for way in WAYS:
+            loads[way] = max(loads[way], os.getloadavg()[0])
             with tempfile.TemporaryDirectory(prefix="executor-") as folder:
                 *seconds, written = timed(way, Path(folder), overrides)
             found[way].append(tuple(seconds))
             tables.append(written)
             print(way, *(f"{n:.1f} s" for n in seconds), file=sys.stderr)
     same = all(written and written == tables[0] for written in tables)
-    lines = [["way", "whole, s", "work, s", "of one process's", "CPU, s", "of one process's"]]
+    lines = [["way", "whole, s", "work, s", "of one process's", "CPU, s", "of one process's", "load"]]
     least = {way: [min(column) for column in zip(*times, strict=True)] for way, times in found.items()}
     for way, (whole, work, cpu) in least.items():
         shares = [f"{100 * n / one:.0f} %" for n, one in zip((work, cpu), least["one process"][1:], strict=True)]
-        lines.append([way, f"{whole:.1f}", f"{work:.1f}", shares[0], f"{cpu:.1f}", shares[1]])
+        lines.append([way, f"{whole:.1f}", f"{work:.1f}", shares[0], f"{cpu:.1f}", shares[1], f"{loads[way]:.0f}"])
     print(as_markdown(lines))
     print(f"tables {'the same' if same else 'DIFFER'} in {len(tables)} runs")
     return not same
