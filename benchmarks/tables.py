@@ -2,10 +2,11 @@
 
     python -m benchmarks.tables [--cells 1000] [--prompts 1000] [--images 10000] [--before COMMIT] [--keep FOLDER]
 
-The results are those of ``benchmarks.synthetic``. Every command is a process of its own: wall and CPU seconds of it and
-its children, peak memory of its largest process. A command marked ``again`` finds what the one before kept
-(``cache/tables``); it is deleted before each of the others. ``--before`` measures a commit on the same tables and
-compares what both wrote and printed byte by byte. A folder of ``--keep`` that has runs is measured as it is.
+The results are those of ``benchmarks.synthetic``. Every command is a process of its own: wall and CPU seconds of it
+and its children, peak memory of its largest process. Before each command finished tables (``cache/tables``) are
+deleted, but for those marked ``again``. What runs keep when they end stays; the first line is of making it where an
+older program ran. ``--before`` measures a commit on the same tables and compares what both wrote and printed byte by
+byte. A folder of ``--keep`` that has runs is measured as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from benchmarks.synthetic import Cell, cells, write, write_images
+from erasebench.report import kept
 
 ROOT = Path(__file__).parent.parent
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html", "leaderboard_cells.csv")
@@ -84,12 +85,17 @@ def commands(root: Path, entries: Path) -> dict[str, list[str]]:
 def outcome(code: Path, words: Sequence[str], root: Path, again: bool) -> tuple[Spent, str]:
     """What a command took, and a digest of what it printed and of the leaderboard's files."""
     if not again:
-        shutil.rmtree(root / "cache" / "tables", ignore_errors=True)
+        for path in (root / "cache" / "tables").glob(f"*{kept.END}"):
+            path.unlink()
     spent = measured(code, words)
     wrote = words[0] == "erasebench.leaderboard" and words[1] != "--help"
     written = [(root / name).read_bytes() for name in FILES if wrote]
     said = spent.said if words[-1] != "--help" else ""
     return spent, hashlib.sha256(b"".join([said.encode(), *written])).hexdigest()
+
+
+def _line(spent: Spent) -> str:
+    return f"{spent.wall:7.1f} s {spent.cpu:7.1f} CPU s {spent.memory:7,.0f} MB"
 
 
 def main() -> None:
@@ -114,16 +120,19 @@ def main() -> None:
         tables = sorted(root.glob("runs/**/scores.parquet"))
         count = sum(pq.read_metadata(path).num_rows for path in tables)
         print(f"{platform.machine()}, {os.cpu_count()} cores, {len(tables):,} cells, {count:,} rows")
+        if args.only != "submit":
+            words = ["erasebench.leaderboard", f"results={root}"]
+            print(f"{'leaderboard, with what runs did not keep':50} {_line(measured(ROOT, words))}", flush=True)
         for name, words in commands(root, Path(temporary) / "entries").items():
             if name.startswith((args.only, "submit")):  # which writes the entry that is verified
                 told, same, again = "", "", name.endswith("again")
                 if args.before:
                     old, expected = outcome(before, words, root, again)
-                    told = f"   before {old.wall:7.1f} s {old.cpu:7.1f} CPU s {old.memory:7,.0f} MB"
+                    told = f"   before {_line(old)}"
                 now, found = outcome(ROOT, words, root, again)
                 if args.before:
                     same = "   same" if found == expected else "   NOT THE SAME"
-                print(f"{name:50} {now.wall:7.1f} s {now.cpu:7.1f} CPU s {now.memory:7,.0f} MB{told}{same}", flush=True)
+                print(f"{name:50} {_line(now)}{told}{same}", flush=True)
 
 
 if __name__ == "__main__":
