@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import erasebench
 from erasebench.report import __main__ as report
 from erasebench.report import figures
 from erasebench.report.board import boards, run_facts
@@ -21,7 +20,7 @@ from erasebench.report.site.curves import needed
 from erasebench.report.site.gather import gather
 from erasebench.report.site.render import command_of, data, sorting
 from erasebench.report.tables import read_results
-from tests.small import SMALL, report_runs
+from tests.small import report_runs, small_run
 
 NAMED = re.compile(r'<script type="application/json" id="grid-data">(.*?)</script>', re.DOTALL)
 
@@ -208,8 +207,7 @@ def test_the_command_loads_no_torch_and_helps_at_once(results, tmp_path):
 def test_other_concepts_are_drawn_over_the_distance_of_their_texts(tmp_path):
     """Distances are those in the tables; a run without them has no figure."""
     results = tmp_path / "results"
-    settings = ("evaluator=[classifier,spillover]", *SMALL[1:])
-    erasebench.run(*settings, f"results={results}", "method=uce", "attack=none", "concept=cat")
+    small_run(results, "evaluator=[classifier,spillover]", "method=uce")
     assert report.main([f"results={results}"]) == 0
     assert (results / "report" / "figures" / "spillover-0.png").is_file()
     assert "by the distance of their texts" in (results / "report" / "index.html").read_text()

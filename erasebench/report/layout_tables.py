@@ -90,11 +90,13 @@ def wanted_scores(found: Iterable[Run], layout: Layout) -> tuple[list[Series], d
     if not own:
         return [], {}
 
-    def means(evaluator: str, metric: str) -> bool:
-        return any(asked.means(evaluator, metric) for asked in layout.columns)
+    costs = any(fnmatchcase(COST, asked.evaluator) for asked in layout.columns)
 
-    parts = units.series_of(own, means)
-    if any(fnmatchcase(COST, asked.evaluator) for asked in layout.columns):
+    def means(evaluator: str, metric: str) -> bool:
+        return costs or any(asked.means(evaluator, metric) for asked in layout.columns)
+
+    parts = units.series_of(own, means)  # where costs are asked for, all: their rows take after the run's
+    if costs:
         of = {run.key: run for run in own}
         parts += tables(frame_of([row for one in parts for row in _cost(of[one.run], one)]))
     return parts, {run.key: tasks[run.key] for run in own}
