@@ -98,3 +98,15 @@ def test_reference_statistics_are_a_covariance():
 def test_the_sheet_holds_every_picture():
     tiles = [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(7)]
     assert quality.sheet(tiles, 3).size == (3 * 66, 3 * 66)
+
+
+@pytest.mark.parametrize("made", [EmojiJudge, load_contrastive], ids=["judge", "clip"])
+def test_what_an_image_gives_does_not_depend_on_its_neighbours_to_the_last_bit(made):
+    network = made()
+    looks = network.features if made is EmojiJudge else network.image_features
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)) for _ in range(37)]
+    whole = looks(images)
+    for n in (1, 2, 5, 16, 19):
+        some = rng.permutation(37)[:n]
+        assert np.array_equal(looks([images[i] for i in some]), whole[some])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,6 +78,16 @@ def to_pictures(images: Sequence[Image.Image], size: int = 64) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
+def in_batches(network: Callable[[Tensor], Tensor], pictures: Tensor, size: int = 16) -> Tensor:
+    """Rows of a network for pictures [n, 3, h, w], asked in batches of exactly ``size``, filled with zeros.
+
+    Kernels add up in another order for another batch size: asked so, what a picture gives does not depend, to the last
+    bit, on which others it is looked at with, that is on who looks and what a store holds already.
+    """
+    fill = pictures.new_zeros((-len(pictures) % size, *pictures.shape[1:]))
+    return torch.cat([network(part) for part in torch.cat([pictures, fill]).split(size)])[: len(pictures)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmojiJudge:
     """The classifier as a judge: a concept is present when it is the top-1 label of its family.
@@ -106,11 +116,14 @@ class EmojiJudge:
         self.check(concepts)
         model, family_of = load(self.weights), _families(self.weights)
         with torch.inference_mode():
-            logits = model(to_pictures(images))[1] if images else {}
+            logits = (
+                in_batches(lambda few: torch.cat([*model(few)[1].values()], 1), to_pictures(images)) if images else []
+            )
+        sizes = [len(model.labels[family]) for family in FAMILIES]
         verdicts = []
-        for i, concept in enumerate(concepts):
+        for row, concept in zip(logits, concepts, strict=True):
             family = family_of[concept]
-            probabilities = logits[family][i].softmax(0)
+            probabilities = dict(zip(FAMILIES, row.split(sizes), strict=True))[family].softmax(0)
             label = model.labels[family][int(probabilities.argmax())]
             score = float(probabilities[model.labels[family].index(concept)])
             verdicts.append(Verdict(present=label == concept, score=score, label=label))
@@ -118,8 +131,9 @@ class EmojiJudge:
 
     def features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Penultimate activations, float32 [n, 128]."""
+        model = load(self.weights)
         with torch.inference_mode():
-            return load(self.weights)(to_pictures(images))[0].numpy()
+            return in_batches(lambda few: model(few)[0], to_pictures(images)).numpy()
 
     def layers(self, images: Sequence[Image.Image]) -> list[Tensor]:
         """Activations after each of the six ReLUs, float32 [n, c, h, w]."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, to_pictures
+from erasebench.emoji.classifier import WEIGHTS, EmojiJudge, in_batches, to_pictures
 from erasebench.store.files import locate
 
 
@@ -36,7 +36,7 @@ class EmojiCLIP:
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Unit features float32 [n, 128]."""
-        return self.model.image(to_pictures(images)).numpy()
+        return in_batches(self.model.image, to_pictures(images)).numpy()
 
     def check(self, labels: Sequence[str]) -> None:
         """A ValueError for a label that is no concept of the embedded world, whose words are all this model knows."""
