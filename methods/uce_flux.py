@@ -57,7 +57,7 @@ class UCEFlux(EditTexts, Method):
 
     >>> UCEFlux(bias="thrice")
     Traceback (most recent call last):
-    ValueError: bias must be one of doubled, once; got 'thrice'
+    ValueError: bias must be one of doubled, once; got 'thrice'; correct its spelling
     """
 
     pooling: Literal["last"] = "last"

@@ -146,7 +146,7 @@ def learnt(method, pipe):
         case AdvAnchor():
             return method.loss(model, unet, cats, {"a cat": token_columns(pipe, "a cat", "cat")}, 0)
         case FMN():
-            return method.loss(model, unet, cats, method.columns(pipe, NAMED), 0)
+            return method.squares(model, unet, cats, method.columns(pipe, NAMED), 0)
         case DoCo():
             judge, few = discriminator(4, 0).double(), method.noised(model, cats, 0)
             return method.judging(model, unet, judge, few) + sum(method.erasing(model, unet, judge, few))
