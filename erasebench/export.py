@@ -1,7 +1,7 @@
 """Write a run's erased model in a form that other tools load, with a card that says what it is.
 
-    python -m erasebench.export run=results/runs/emoji2/cat/uce/none/seed0 out=FOLDER
-    python -m erasebench.export run=results/runs/emoji2/cat/uce/none/seed0 out=FILE.safetensors
+    python -m erasebench.export run=results/runs/emoji/cat/uce/none/seed0 out=FOLDER
+    python -m erasebench.export run=results/runs/emoji/cat/uce/none/seed0 out=FILE.safetensors
 
 ``format=diffusers`` (the default for a folder) is a whole pipeline for ``DiffusionPipeline.from_pretrained``.
 ``format=safetensors`` is the changed tensors alone, under the names of diffusers, for

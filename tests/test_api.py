@@ -19,7 +19,7 @@ SMALL = {"evaluator": ["classifier"], "prompts.n": FEW, "model.steps": 2}
 def test_a_run_is_named_and_stored_as_on_the_command_line(tmp_path):
     job = HydraConfig.instance().cfg
     first = erasebench.run(method="none", concept="sun", results=tmp_path, **SMALL)
-    assert first.folder == tmp_path / "runs/emoji2/sun/none/none@steps-2/seed0" and not first.cached
+    assert first.folder == tmp_path / "runs/emoji/sun/none/none@steps-2/seed0" and not first.cached
     assert not GlobalHydra.instance().is_initialized() and HydraConfig.instance().cfg is job
     with session():  # a notebook or program that uses Hydra itself
         before = GlobalHydra.instance().hydra

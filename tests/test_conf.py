@@ -62,14 +62,11 @@ def test_every_embedded_model_brings_texts_for_concept_vectors(model, concept):
 
 
 def test_the_embedded_model_takes_its_own_recipe_and_the_paper_s_is_one_override_away():
-    assert config("method=uce", "model=emoji").recipe == "uce_emoji"
-    assert config("method=uce").recipe == "paper"  # the second edition's, which is the default
-    cfg = config("method=rece", "attack=ringabell")
-    assert (cfg.recipe, cfg.budget, cfg.strength) == ("rece_emoji2", "ringabell_emoji2", "ringabell_emoji")
-    assert (cfg.method.epochs, config("method=rece", "recipe=paper").method.epochs) == (1, 3)
-    assert cfg.method == config("method=rece_objects_easy").method
+    assert config("method=uce").recipe == "uce_emoji"
+    cfg = config("attack=ringabell")
+    assert cfg.budget == cfg.strength == "ringabell_emoji"
     assert config("attack=ringabell", "strength=paper").attack.eta == 3.0
-    literal = config("method=uce", "recipe=paper", "model=emoji")
+    literal = config("method=uce", "recipe=paper")
     assert literal.recipe == "paper" and literal.method.pooling == "last+pad"
     assert config("method=uce", "model=sd14").recipe == "paper"
 
@@ -81,7 +78,11 @@ def test_the_second_edition_edits_objects_as_published_and_styles_with_rows_of_s
         styles = config("model=emoji2", f"method={name}_artists", "concept=ink")
         rows = config("model=emoji2", f"method={name}", "concept=ink", f"recipe={name}_emoji")
         assert (styles.recipe, styles.method) == (f"{name}_emoji", rows.method)
-    assert config("model=emoji2", "attack=ringabell").attack.generations == 240
+    cfg = config("model=emoji2", "method=rece", "attack=ringabell")
+    assert (cfg.recipe, cfg.budget, cfg.strength) == ("rece_emoji2", "ringabell_emoji2", "ringabell_emoji")
+    assert (cfg.method.epochs, config("model=emoji2", "method=rece", "recipe=paper").method.epochs) == (1, 3)
+    assert cfg.method == config("model=emoji2", "method=rece_objects_easy").method
+    assert cfg.attack.generations == 240
 
 
 def test_the_second_edition_takes_over_what_it_has_no_word_of_its_own_for():
@@ -135,7 +136,11 @@ def test_a_strength_changes_nothing_that_its_attack_spends(stem, attack):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [(), ("budget=paper",), ("model=sd14",)], ids=["emoji2", "paper", "sd14"])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("model=emoji2",), ("budget=paper",), ("model=sd14",)],
+    ids=["emoji", "emoji2", "paper", "sd14"],
+)
 def test_controls_judge_as_many_images_as_the_attacks_they_stand_beside(overrides):
     def spent(attack: str) -> int:
         node = config(f"attack={attack}", *overrides).attack

@@ -33,4 +33,4 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
             assert eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names) is not None
     said = capsys.readouterr().out
     assert "did you mean uce?" in said and "few_prompts" in said
-    assert len(list(tmp_path.glob("runs/emoji2/cat/*/*/seed0/run.json"))) == 2
+    assert len(list(tmp_path.glob("runs/emoji/cat/*/*/seed0/run.json"))) == 2

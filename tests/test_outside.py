@@ -142,7 +142,7 @@ def test_a_strangers_parts_run_and_appear_everywhere(stranger):
     folder, command = stranger
     printed = run(command)
     assert "redness of the rest" in printed and "concept drawn" in printed and "cat erased by damp" in printed
-    run_folder = next(folder.glob("r/runs/emoji2/cat/damp/shout@*/seed0"))
+    run_folder = next(folder.glob("r/runs/emoji/cat/damp/shout@*/seed0"))
     scores = pd.read_parquet(run_folder / "scores.parquet")
     mine = scores[scores.evaluator == "redness"]
     assert set(mine[mine.group == "unrelated"].label) == {"redness of the rest"} and set(mine.unit) >= {"%"}

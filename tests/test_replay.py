@@ -217,11 +217,11 @@ def test_a_transfer_table_of_two_methods(tmp_path):
     first = cell("method=uce", "attack=reseed", "attack.queries=3")
     for method in ("none", "uce"):
         moved = cell(f"method={method}", "attack=replay", f"attack.run={first.folder}")
-        assert moved.folder == tmp_path / f"runs/emoji2/cat/{method}/replay-uce-reseed@queries-3@steps-2@steps-2/seed0"
+        assert moved.folder == tmp_path / f"runs/emoji/cat/{method}/replay-uce-reseed@queries-3@steps-2@steps-2/seed0"
         assert sorted(p.name for p in moved.folder.iterdir()) == [
             "grid.png", "run.json", "scores.parquet", "summary.csv"
         ]  # fmt: skip
-        assert moved.record["attack"]["replayed_from"] == "emoji2/cat/uce/reseed[queries=3]/seed0"
+        assert moved.record["attack"]["replayed_from"] == "emoji/cat/uce/reseed[queries=3]/seed0"
         assert any(m.startswith("asr.") for m in moved.scores.metric)  # joined to the same plain prompts
     same = lambda r: r.scores[(r.scores.group == "attack") & (r.scores.side == "erased")].value.tolist()  # noqa: E731
     assert same(moved) == same(first)  # on the model they were found on they do what they did

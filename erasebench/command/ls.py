@@ -1,6 +1,6 @@
 """What there is to choose from, with a sentence and the paper of each.
 
-    erasebench ls methods|attacks|concepts|evaluators|experiments|models|prompts|judges|GROUP [model=emoji2]
+    erasebench ls methods|attacks|concepts|evaluators|experiments|models|prompts|judges|GROUP [model=emoji]
 
 With ``model=`` concepts made for another model are left out, and what has settings of its own for that model (its
 adaptation) is marked with a star. ``config_dir=DIR`` adds your own configs.

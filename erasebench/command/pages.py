@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from erasebench import __version__
 
 COMMANDS = {  # name -> what it does; the module erasebench.<name>, or erasebench.command.<name>
-    "ls": "what there is: ls methods, ls concepts model=emoji2",
+    "ls": "what there is: ls methods, ls concepts model=emoji",
     "doctor": "what this machine has, what a run lacks and how to fetch it, what it will take",
     "needs": "which files and packages a run reads, and where to get them",
     "leaderboard": "one table of all runs",
@@ -33,7 +33,7 @@ erasebench: erase a concept from a text-to-image model, attack the erased model,
   erasebench --config-dir mine method=mine                     your own: one class, one yaml
 
 Groups, group=choice; `erasebench ls methods` lists the choices of one:
-  model      what is erased from: emoji2 (embedded, default), sd14, any folder by model.path=
+  model      what is erased from: emoji (embedded, default), emoji2, sd14, any folder by model.path=
   concept    what is erased: cat (default), nudity, van_gogh, ...; several with 'also=[dog,sun]'
   method     how it is erased: rece (default), uce, esd_x, ..., none; yours by method=checkpoint
   attack     how it is searched for afterwards: none (default), ringabell, p4d, prompt sets, ...

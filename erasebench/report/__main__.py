@@ -1,7 +1,7 @@
 """The report: a folder of pages to browse, sort and filter, with every image; no server, no network.
 
     python -m erasebench.report [results=DIR] [out=DIR] [model=A,B] [concept=A,B] [method=A,B] [attack=A,B]
-    python -m erasebench.report run=results/runs/emoji2/cat/uce/none/seed0      that erased model alone
+    python -m erasebench.report run=results/runs/emoji/cat/uce/none/seed0      that erased model alone
 
 Written to ``results/report``; open its ``index.html``. Each erased model has a decision summary to print: what was
 tried, what came back with intervals, what was not tried. Images of unsafe concepts are blurred until each is pressed;
